@@ -24,6 +24,7 @@ import re
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -214,17 +215,28 @@ def check_environment(args: Args) -> None:
                 f"must be at most {available // (needed // args.buffer_size)} for the {available / 1e9:.1f} GB available"
             )
         if args.capture_video:
-            try:
-                import moviepy  # noqa: F401
-
-                env.reset()
-                env.render()
-            except Exception as error:  # each renderer fails in its own way, AttributeError deep inside OpenGL included
-                hint = "pip install moviepy" if isinstance(error, ImportError) else "apt-get install libegl1 libgl1"
-                raise UsageError(f"--capture-video True: cannot render {args.env_id} ({error!r}), try: {hint}") from error
+            check_rendering(env)
     finally:
         with contextlib.suppress(Exception):  # a renderer that failed to open may also fail to close
             env.close()
+
+
+def check_rendering(env: gym.Env) -> None:
+    """Render a frame, so that a missing library is found now and not after an hour.
+
+    Raises:
+        UsageError: naming what to install.
+    """
+    try:
+        import moviepy  # noqa: F401
+    except ImportError:
+        raise UsageError("--capture-video True: needs moviepy, install it with: pip install moviepy") from None
+    try:
+        env.reset()
+        env.render()
+    except Exception as error:  # each renderer fails in its own way, down to an AttributeError inside OpenGL
+        hint = "" if "install" in str(error) else "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
+        raise UsageError(f"--capture-video True: {env.spec.id} cannot be rendered ({error!r}){hint}") from error
 
 
 def make_env(args: Args, render: bool = False, video_folder: Path | None = None, video_name: str = "") -> gym.Env:
@@ -578,6 +590,17 @@ def check_finite(global_step: int, **fields: np.ndarray) -> None:
             raise TrainingError(f"step {global_step}: {name} of environment {index} is not finite: {values[index]}")
 
 
+def check_losses(global_step: int, losses: dict[str, list[torch.Tensor]]) -> None:
+    """Stop at a loss that is not finite, also one that the next update hid again.
+
+    Raises:
+        TrainingError: naming the step up to which it happened and the loss.
+    """
+    for name, values in losses.items():
+        if not torch.stack(values).isfinite().all():
+            raise TrainingError(f"step {global_step}: {name} is not finite")
+
+
 def crossed(every: int, step: int, global_step: int) -> bool:
     """Whether a multiple of `every` lies in (step, global_step]; never if `every` is 0."""
     return every > 0 and global_step // every > step // every
@@ -632,7 +655,7 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
         noise_scale = args.exploration_noise * (action_space.high - action_space.low) / 2
 
         global_step, updates, best_mean = 0, 0, -math.inf
-        losses: dict[str, torch.Tensor] = {}
+        losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
         status = {"return": "-", "evaluation": "-"}
         log_step, log_time = global_step, time.perf_counter()
         obs, _ = envs.reset(seed=args.seed)
@@ -661,7 +684,8 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             if global_step > args.learning_starts:
                 updates += 1
                 batch = rb.sample(args.batch_size)
-                losses |= agent.update(batch, update_actor=updates % args.policy_frequency == 0)
+                for name, loss in agent.update(batch, update_actor=updates % args.policy_frequency == 0).items():
+                    losses[name].append(loss)
 
             # Report.
             for index in np.flatnonzero(infos.get("_episode", ())):
@@ -673,13 +697,13 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             progress.update(args.num_envs)
             finished = global_step >= args.total_timesteps
             evaluation_due = args.eval_frequency > 0 and (crossed(args.eval_frequency, last_step, global_step) or finished)
-            if crossed(LOG_FREQUENCY, last_step, global_step) or evaluation_due or finished:
-                for name, loss in losses.items():
-                    value = loss.item()
-                    if not math.isfinite(value):
-                        raise TrainingError(f"step {global_step}: {name} is not finite: {value}")
-                    writer.add_scalar(f"losses/{name}", value, global_step)
-                losses.clear()  # so that an actor_loss is never logged twice where updates of the actor are rare
+            log_due = crossed(LOG_FREQUENCY, last_step, global_step) or finished
+            if log_due or evaluation_due:
+                check_losses(global_step, losses)
+            if log_due:
+                for name, values in losses.items():
+                    writer.add_scalar(f"losses/{name}", values[-1].item(), global_step)
+                losses.clear()
                 now = time.perf_counter()
                 writer.add_scalar("charts/SPS", (global_step - log_step) / (now - log_time), global_step)
                 log_step, log_time = global_step, now
@@ -795,12 +819,10 @@ def main(args_class: type[Args] = Args, agent_class: type = DDPG) -> None:
                     f"{args.evaluate}, or left out"
                 )
         evaluate_run(args, agent_class)
-    except UsageError as error:
+    except (UsageError, TrainingError) as error:
+        sys.unraisablehook = lambda _: None  # a renderer that failed to open complains again when it is collected
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    except TrainingError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""What the tests share: the toy environments' ids, and runs of `train` whose parts can be looked at afterwards."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, and so do the scripts they start
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import pytest  # noqa: E402
+import toys  # noqa: E402  registers the toy environments
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
+
+import ddpg_continuous_action as ddpg  # noqa: E402
+
+
+def quick_args(**changes) -> ddpg.Args:
+    """Arguments of a run that takes a second."""
+    values = {
+        "env_id": "Pendulum-like-v0",
+        "total_timesteps": 300,
+        "learning_starts": 100,
+        "buffer_size": 1000,
+        "batch_size": 16,
+        "eval_frequency": 0,
+        "cuda": False,
+    }
+    return ddpg.Args(**(values | changes))
+
+
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) pairs of each scalar in a run's event file."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Train in an empty working directory: `run(args, agent_class)` gives .run_dir, .rb, .agent, .scalars."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(args: ddpg.Args, agent_class: type = ddpg.DDPG) -> SimpleNamespace:
+        parts = SimpleNamespace()
+
+        def keep(name: str, make: type):
+            def made(*values, **named):
+                setattr(parts, name, make(*values, **named))
+                return getattr(parts, name)
+
+            return made
+
+        toys.RECEIVED.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(ddpg, "ReplayBuffer", keep("rb", ddpg.ReplayBuffer))
+            parts.run_dir = ddpg.train(args, keep("agent", agent_class))
+        parts.scalars = scalars(parts.run_dir)
+        return parts
+
+    return run

@@ -1,0 +1,226 @@
+"""The command line: each mistake is one line on stderr that names the flag and the value, status 2, nothing created."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, quick_args
+
+import ddpg_continuous_action as ddpg
+
+
+def script(*arguments: str, cwd: Path, path: str = "", **environment: str) -> subprocess.CompletedProcess:
+    """Run the script as a user does, with the toy environments to be had as `toys:NAME`."""
+    python_path = os.pathsep.join(filter(None, (path, str(ROOT / "tests"))))
+    return subprocess.run(
+        [sys.executable, str(ROOT / "ddpg_continuous_action.py"), *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": python_path, "CUDA_VISIBLE_DEVICES": ""} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+
+
+BAD = {
+    "unknown environment": ("--env-id Hoper-v4", "Hoper", "Did you mean", "Hopper"),
+    "unknown version": ("--env-id Hopper-v99", "Hopper-v99"),
+    "unknown module": ("--env-id nowhere:Hopper-v4", "nowhere"),
+    "discrete actions": ("--env-id CartPole-v1", "Discrete(2)"),
+    "unbounded actions": ("--env-id toys:UnboundedActions-v0", "finite bounds"),
+    "image observations": ("--env-id toys:ImageObservation-v0", "(8, 8, 3)", "flat Box"),
+    "dict observations": ("--env-id toys:DictObservation-v0", "Dict", "flat Box"),
+    "no steps": ("--total-timesteps 0", "1 or more"),
+    "no environments": ("--num-envs 0", "1 or more"),
+    "negative count": ("--policy-frequency -1", "1 or more"),
+    "negative frequency": ("--eval-frequency -1", "0 or more"),
+    "fractional count": ("--batch-size 2.5", "INT"),
+    "no number": ("--gamma high", "FLOAT"),
+    "gamma above 1": ("--gamma 1.01", "between 0 and 1"),
+    "gamma below 0": ("--gamma -0.1", "between 0 and 1"),
+    "tau 0": ("--tau 0", "above 0 and at most 1"),
+    "tau above 1": ("--tau 1.5", "above 0 and at most 1"),
+    "negative noise": ("--exploration-noise -0.1", "0 or more"),
+    "negative learning rate": ("--learning-rate -0.001", "above 0"),
+    "infinite learning rate": ("--learning-rate inf", "finite"),
+    "nothing to learn from": ("--learning-starts 1000000", "--total-timesteps 1000000"),
+    "buffer below batch": ("--buffer-size 100", "--batch-size 256"),
+    "buffer above memory": ("--buffer-size 1000000000000", "GB"),
+    "negative seed": ("--seed -1", "4294967295"),
+    "folder in the name": ("--exp-name ../mine", "letters"),
+    "unknown flag": ("--learning-rte 0.1", "--learning-rte"),
+    "no run": ("--evaluate runs/none", "folder of a run"),
+} | {
+    f"NaN {name}": (f"--{name.replace('_', '-')} nan", "must be")
+    for name in (field.name for field in dataclasses.fields(ddpg.Args) if field.type is float)
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_argument_is_refused(name, tmp_path):
+    arguments, *words = BAD[name]
+    done = script(*arguments.split(), cwd=tmp_path)
+    refused(done, *arguments.replace("--evaluate ", "").split(), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_float_is_checked_for_nan():
+    assert sum(name.startswith("NaN") for name in BAD) >= 4
+
+
+def test_runs_that_cannot_be_written(tmp_path):
+    """(A file in the folder's place: root, as which tests may run, can write to any folder.)"""
+    (tmp_path / "runs").write_text("mine")
+    refused(script("--env-id", "Pendulum-v1", cwd=tmp_path), "runs/")
+    assert (tmp_path / "runs").read_text() == "mine"
+
+
+def test_a_missing_wandb(tmp_path):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "wandb.py").write_text("raise ImportError('not installed')")
+    refused(script("--track", cwd=tmp_path, path=str(tmp_path / "path")), "--track", "pip install wandb")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_renderer(tmp_path):
+    """A missing rendering library is found before training starts."""
+    done = script("--capture-video", cwd=tmp_path, MUJOCO_GL="osmesa", PYOPENGL_PLATFORM="egl", DISPLAY="")
+    refused(done, "--capture-video", "apt-get install")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_missing_moviepy(tmp_path):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "moviepy.py").write_text("raise ImportError('not installed')")
+    done = script("--capture-video", "--env-id", "toys:Counter-v0", cwd=tmp_path, path=str(tmp_path / "path"))
+    refused(done, "--capture-video", "pip install moviepy")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_buffer_memory_is_checked_against_the_container(tmp_path):
+    """The tightest limit among a group and the groups around it, less what is used there; v1 and v2."""
+    membership = tmp_path / "membership"
+    v2 = tmp_path / "v2"
+    (v2 / "a" / "b").mkdir(parents=True)
+    for folder, limit, used in ((v2, "max", 5000), (v2 / "a", "4000", 1000), (v2 / "a" / "b", "9000", 500)):
+        (folder / "memory.max").write_text(limit)
+        (folder / "memory.current").write_text(str(used))
+    membership.write_text("0::/a/b\n")
+    assert ddpg.available_memory(v2, membership) == 3000
+    v1 = tmp_path / "v1" / "memory" / "job"
+    v1.mkdir(parents=True)
+    (v1 / "memory.limit_in_bytes").write_text("2000")
+    (v1 / "memory.usage_in_bytes").write_text("500")
+    membership.write_text("3:cpu:/other\n2:memory:/job\n")
+    assert ddpg.available_memory(tmp_path / "v1", membership) == 1500
+    membership.write_text("0::/\n")
+    assert ddpg.available_memory(tmp_path / "none", membership) > 10_000
+
+
+def test_the_estimate_is_the_size_of_the_buffer(monkeypatch):
+    """With one byte less than the buffer takes, it is refused; with as many, it is not."""
+    args = quick_args(env_id="Pendulum-v1", buffer_size=12_345)
+    env = ddpg.make_env(args)
+    rb = ddpg.ReplayBuffer(12_345, env.observation_space, env.action_space, "cpu", handle_timeout_termination=False)
+    arrays = (rb.observations, rb.next_observations, rb.actions, rb.rewards, rb.dones, rb.timeouts)
+    size = sum(array.nbytes for array in arrays)
+    monkeypatch.setattr(ddpg, "available_memory", lambda: size)
+    ddpg.check_environment(args)
+    monkeypatch.setattr(ddpg, "available_memory", lambda: size - 1)
+    with pytest.raises(ddpg.UsageError, match="--buffer-size 12345"):
+        ddpg.check_environment(args)
+
+
+def test_help_is_grouped_and_names_every_flag(tmp_path):
+    done = script("--help", cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    for field in dataclasses.fields(ddpg.Args):
+        assert f"--{field.name.replace('_', '-')}" in done.stdout
+    assert all(f"{group.__name__.lower()} options" in done.stdout for group in ddpg.Args.__bases__)
+
+
+def test_the_defaults_are_cleanrls():
+    defaults = ddpg.Args()
+    expected = {
+        "env_id": "Hopper-v4",
+        "total_timesteps": 1_000_000,
+        "learning_rate": 3e-4,
+        "buffer_size": 1_000_000,
+        "gamma": 0.99,
+        "tau": 0.005,
+        "batch_size": 256,
+        "exploration_noise": 0.1,
+        "learning_starts": 25_000,
+        "policy_frequency": 2,
+        "num_envs": 1,
+        "seed": 1,
+        "exp_name": "ddpg_continuous_action",
+    }
+    assert {name: getattr(defaults, name) for name in expected} == expected
+
+
+def test_underscores_and_negations_work_as_in_cleanrl():
+    parsed = ddpg.parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
+    assert parsed == ddpg.Args(env_id="Ant-v5", cuda=False, learning_rate=1e-3)
+
+
+@pytest.fixture
+def saved_run(run) -> Path:
+    return run(quick_args(env_id="toys:Pendulum-like-v0")).run_dir.absolute()
+
+
+def test_a_damaged_run_is_refused(saved_run, tmp_path):
+    arguments = ("--evaluate", str(saved_run))
+    model = saved_run / "model.pt"
+    before = model.read_bytes()
+    results = set(saved_run.iterdir())
+
+    model.write_bytes(before[: len(before) // 2])
+    refused(script(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+
+    shutil.copy(ROOT / "LICENSE", model)
+    refused(script(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+
+    model.write_bytes(before)
+    settings = json.loads((saved_run / "args.json").read_text())
+    settings["args"]["env_id"] = "Pendulum-v1"  # the model is then one of another environment
+    (saved_run / "args.json").write_text(json.dumps(settings))
+    refused(script(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+
+    (saved_run / "args.json").write_text("{}")
+    refused(script(*arguments, cwd=tmp_path), "--evaluate", "folder of a run")
+
+    model.unlink()
+    settings["args"]["env_id"] = "toys:Pendulum-like-v0"
+    (saved_run / "args.json").write_text(json.dumps(settings))
+    refused(script(*arguments, cwd=tmp_path), "--evaluate", "model.pt")
+    assert set(saved_run.iterdir()) == results - {model}  # nothing was added
+
+
+def test_evaluating_with_other_arguments_is_refused(saved_run, tmp_path):
+    refused(script("--evaluate", str(saved_run), "--gamma", "0.5", cwd=tmp_path), "--gamma 0.5", "0.99")
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_a_forged_model_runs_no_code(saved_run, tmp_path):
+    torch.save({"actor": Malicious()}, saved_run / "model.pt")
+    refused(script("--evaluate", str(saved_run), cwd=tmp_path), "model.pt", "not a whole model")
+    assert not (tmp_path / "owned").exists()

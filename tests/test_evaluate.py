@@ -1,0 +1,74 @@
+"""Greedy evaluation, the over-estimation monitor, and `--evaluate` on a saved run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import quick_args
+
+import ddpg_continuous_action as ddpg
+
+
+def agent_for(args: ddpg.Args, value=None) -> ddpg.DDPG:
+    env = ddpg.make_env(args)
+    agent = ddpg.DDPG(env.observation_space, env.action_space, args, torch.device("cpu"))
+    if value is not None:
+        agent.critic = lambda obs, actions: torch.full((len(obs),), float(value))
+    return agent
+
+
+def test_returns_lengths_and_seeds():
+    args = quick_args()
+    agent = agent_for(args)
+    first, again = ddpg.evaluate(agent, args, 5, seed=3), ddpg.evaluate(agent, args, 5, seed=3)
+    np.testing.assert_array_equal(first.returns, again.returns)
+    assert first.returns.shape == first.lengths.shape == (5,) and (first.lengths >= 7).all()
+    shifted = ddpg.evaluate(agent, args, 4, seed=4)  # episode i starts from seed + i
+    np.testing.assert_array_equal(first.returns[1:], shifted.returns)
+    assert len(np.unique(first.returns)) == 5
+
+
+def test_evaluation_is_greedy():
+    """The noise flag changes nothing, and neither does the state of NumPy's generator."""
+    agent = agent_for(quick_args())
+    reference = ddpg.evaluate(agent, quick_args(), 3, seed=0)
+    np.random.seed(99)
+    noisy = ddpg.evaluate(agent, quick_args(exploration_noise=5.0), 3, seed=0)
+    np.testing.assert_array_equal(reference.returns, noisy.returns)
+
+
+def test_evaluation_leaves_the_training_streams_alone():
+    agent = agent_for(quick_args())
+    np.random.seed(1), torch.manual_seed(1)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    ddpg.evaluate(agent, quick_args(), 2, seed=0)
+    assert np.array_equal(before[0], np.random.get_state()[1]) and torch.equal(before[1], torch.get_rng_state())
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0])
+def test_q_bias_of_terminated_episodes(value):
+    """Episodes of 1 step pay 1: the return that followed the only state is 1."""
+    args = quick_args(env_id="Identity-v0")
+    agent = agent_for(args, value)
+    agent.actor = lambda obs: obs  # the best action: reward 0
+    assert ddpg.evaluate(agent, args, 4, seed=0).q_bias == pytest.approx(value)
+
+
+def test_q_bias_completes_a_truncated_episode_with_the_critics_value():
+    """Reward 1 for 5 steps, cut off: from t on, the return is the discounted sum of 5 - t ones plus gamma^(5 - t) Q."""
+    args = quick_args(env_id="TimeLimited-v0", gamma=0.5)
+    expected = np.mean([10 - (sum(0.5**k for k in range(5 - t)) + 0.5 ** (5 - t) * 10) for t in range(5)])
+    assert ddpg.evaluate(agent_for(args, 10), args, 2, seed=0).q_bias == pytest.approx(expected)
+    assert ddpg.evaluate(agent_for(args, 2), args, 2, seed=0).q_bias == pytest.approx(0)  # 2 is the true value
+
+
+def test_a_saved_run_gives_its_own_result_again(run):
+    """A run's best model, evaluated later, returns what the run reported; the first result is kept beside the second."""
+    args = quick_args(eval_frequency=100)
+    folder = run(args).run_dir
+    saved = ddpg.load_args(folder)
+    saved.evaluate = folder
+    ddpg.evaluate_run(saved)
+    first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluation-2.json"))
+    assert first["returns"] == second["returns"] and first["model"] == second["model"] == "best_model.pt"

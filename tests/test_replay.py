@@ -1,0 +1,114 @@
+"""What the training loop stores: true transitions, the actions that were sent, terminations apart from truncations."""
+
+import numpy as np
+import pytest
+import toys
+from conftest import quick_args
+
+import ddpg_continuous_action as ddpg
+
+
+class Idle(ddpg.DDPG):
+    """Acts and never learns."""
+
+    def update(self, batch, update_actor):
+        return {}
+
+
+def stored(rb) -> dict[str, np.ndarray]:
+    size = rb.buffer_size if rb.full else rb.pos
+    return {name: getattr(rb, name)[:size] for name in ("observations", "next_observations", "actions", "rewards", "dones")}
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize(("env_id", "ends"), [("Counter-v0", [(5, 0)]), ("Mixed-v0", [(1, 1), (3, 0), (2, 1), (1, 0)])])
+def test_every_stored_transition_happened(run, env_id, ends, num_envs):
+    """Each successor is its observation plus 1, also where an episode ended, and only terminations are marked done."""
+    args = quick_args(env_id=env_id, num_envs=num_envs, total_timesteps=210, learning_starts=100)
+    rows = stored(run(args, Idle).rb)
+    assert rows["observations"].shape == (210 // num_envs, num_envs, 1)
+    np.testing.assert_array_equal(rows["next_observations"], rows["observations"] + 1)
+    expected_obs, expected_dones = [], []
+    for episode in range(210):
+        length, terminated = ends[episode % len(ends)]
+        expected_obs += [100 * episode + step for step in range(length)]
+        expected_dones += [0] * (length - 1) + [terminated]
+    for index in range(num_envs):
+        np.testing.assert_array_equal(rows["observations"][:, index, 0], expected_obs[: 210 // num_envs])
+        np.testing.assert_array_equal(rows["dones"][:, index], expected_dones[: 210 // num_envs])
+
+
+def test_the_number_of_steps_is_the_number_of_transitions(run):
+    parts = run(quick_args(env_id="Counter-v0"), Idle)
+    training = toys.RECEIVED[0][0]  # the final evaluation has an environment of its own
+    assert sum(environment == training for environment, _ in toys.RECEIVED) == 300 == parts.rb.pos
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_the_stored_action_is_the_one_the_environment_received(run, num_envs):
+    args = quick_args(env_id="Bounds-v0", num_envs=num_envs, total_timesteps=400, exploration_noise=2.0)
+    actions = stored(run(args, Idle).rb)["actions"]
+    received = np.array([action for _, action in toys.RECEIVED[:400]]).reshape(-1, num_envs, 3)
+    assert received.dtype == np.float32
+    np.testing.assert_array_equal(actions, received)
+    low, high = toys.Bounds.action_space.low, toys.Bounds.action_space.high
+    assert (actions >= low).all() and (actions <= high).all()
+    assert (actions == low).any(axis=(0, 1)).all() and (actions == high).any(axis=(0, 1)).all()  # so clipping was at work
+
+
+def test_noise_is_independent_and_scaled_to_each_dimension(run):
+    """Four environments in the same state: standard deviation 0.1 x half the range in each, and no correlation."""
+    args = quick_args(env_id="Bounds-v0", num_envs=4, total_timesteps=12_000, learning_starts=0, buffer_size=12_000)
+    parts = run(args, Idle)
+    actions = stored(parts.rb)["actions"].reshape(-1, 12)  # (steps, environments x dimensions)
+    half_range = np.tile([1, 2, 0.25], 4)
+    np.testing.assert_allclose(actions.std(axis=0), 0.1 * half_range, rtol=0.06)
+    greedy = parts.agent.act(np.zeros((1, 1), np.float32))[0]
+    np.testing.assert_allclose(actions.mean(axis=0), np.tile(greedy, 4), atol=0.01 * half_range.max())
+    correlation = np.corrcoef(actions.T) - np.eye(12)
+    assert abs(correlation).max() < 0.1
+
+
+def test_random_actions_are_uniform_until_learning_starts(run):
+    args = quick_args(env_id="Bounds-v0", total_timesteps=2100, learning_starts=2000, buffer_size=3000, exploration_noise=0.0)
+    parts = run(args, Idle)
+    actions = stored(parts.rb)["actions"][:, 0]
+    low, high = toys.Bounds.action_space.low, toys.Bounds.action_space.high
+    uniform = (actions[:2000] - low) / (high - low)
+    np.testing.assert_allclose(uniform.mean(axis=0), 0.5, atol=0.03)
+    np.testing.assert_allclose(uniform.std(axis=0), 12**-0.5, atol=0.02)
+    greedy = parts.agent.act(np.zeros((1, 1), np.float32))[0]
+    np.testing.assert_array_equal(actions[2000:], np.tile(greedy, (100, 1)))
+
+
+def test_observations_are_float32_and_copied(run):
+    """Counter changes its observation in place: a kept reference would have changed with it."""
+    parts = run(quick_args(env_id="Counter-v0"), Idle)
+    assert parts.rb.observations.dtype == parts.rb.next_observations.dtype == np.float32
+    assert parts.rb.observations[0, 0, 0] == 0 and parts.rb.next_observations[0, 0, 0] == 1
+
+
+def test_environments_are_seeded_and_differ(run):
+    args = quick_args(num_envs=3)
+    first, second, other = (stored(run(a, Idle).rb)["observations"] for a in (args, args, quick_args(num_envs=3, seed=2)))
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+    assert len(np.unique(first[0, :, 0])) == 3
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 7])
+def test_updates_follow_the_clock(run, num_envs):
+    """One critic update for each vector step after learning_starts, every third with the actor."""
+    calls = []
+
+    class Counting(ddpg.DDPG):
+        def update(self, batch, update_actor):
+            assert batch.observations.shape == (16, 3)
+            calls.append(update_actor)
+            return super().update(batch, update_actor)
+
+    args = quick_args(num_envs=num_envs, policy_frequency=3)
+    run(args, Counting)
+    vector_steps = list(range(num_envs, 300 + num_envs, num_envs))
+    assert len(calls) == sum(step > 100 for step in vector_steps)
+    assert calls == [number % 3 == 0 for number in range(1, len(calls) + 1)]

@@ -1,0 +1,153 @@
+"""Environments with a known answer. A script started by a test reaches them as --env-id toys:NAME."""
+
+import gymnasium as gym
+import numpy as np
+
+RECEIVED: list[tuple[int, np.ndarray]] = []  # (id of the environment, action) of every step in this process
+
+
+class Toy(gym.Env):
+    """Base: a flat Box of observations and of actions, and frames that need no display."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  as gymnasium declares it
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def render(self) -> np.ndarray:
+        return np.zeros((16, 16, 3), np.uint8)
+
+
+class Counter(Toy):
+    """Counts steps without ever repeating an observation: each successor is its observation plus 1.
+
+    Episode k starts at 100 k and pays 1 a step. `ends` gives the length of its episodes in turn and how they end.
+    """
+
+    def __init__(self, ends=((5, "truncated"),), render_mode=None):
+        super().__init__(render_mode)
+        self.ends, self.episode = ends, -1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode += 1
+        self.steps = 0
+        self.obs = np.array([100.0 * self.episode])
+        return self.obs, {}
+
+    def step(self, action):
+        RECEIVED.append((id(self), np.array(action)))
+        self.obs += 1  # in place: whoever keeps a reference sees it change
+        self.steps += 1
+        length, how = self.ends[self.episode % len(self.ends)]
+        over = self.steps >= length
+        return self.obs, 1.0, over and how in ("terminated", "both"), over and how in ("truncated", "both"), {}
+
+
+class TimeLimited(Toy):
+    """Pays 1 a step, never terminates and is cut off after 5: with gamma 0.5 every value is 2."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.array([self.steps / 5], np.float32), 1.0, False, self.steps == 5, {}
+
+
+class Identity(Toy):
+    """One step: the best action is the observation."""
+
+    observation_space = gym.spaces.Box(-0.8, 0.8, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.target = self.np_random.uniform(-0.8, 0.8, 1).astype(np.float32)
+        return self.target, {}
+
+    def step(self, action):
+        return self.target, -float((action[0] - self.target[0]) ** 2), True, False, {}
+
+
+class Bounds(Toy):
+    """Another range in each dimension; the observation is always the same."""
+
+    action_space = gym.spaces.Box(np.array([0, -3, 10], np.float32), np.array([2, 1, 10.5], np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1), {}
+
+    def step(self, action):
+        RECEIVED.append((id(self), np.array(action)))
+        return np.zeros(1), 0.0, False, False, {}
+
+
+class PendulumLike(Toy):
+    """Random dynamics that depend on the seed and on the actions; episodes of 7 to 16 steps by chance."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+    action_space = gym.spaces.Box(-2, 2, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state, self.left = self.np_random.normal(size=3), self.np_random.integers(7, 17)
+        return self.state.copy(), {}
+
+    def step(self, action):
+        push = np.array([action[0], action[1], 0])
+        self.state = 0.9 * self.state + 0.1 * push + 0.01 * self.np_random.normal(size=3)
+        self.left -= 1
+        over = bool(self.left == 0)
+        return self.state.copy(), -float(self.state @ self.state), over and self.state[0] > 0, over, {}
+
+
+class NotFinite(Counter):
+    """Turns `field` into `value` at its 150th step."""
+
+    def __init__(self, field, value, render_mode=None):
+        super().__init__(render_mode=render_mode)
+        self.field, self.value, self.total = field, value, 0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.total += 1
+        if self.total == 150:
+            if self.field == "observation":
+                obs = np.array([self.value])
+            else:
+                reward = self.value
+        return obs, reward, terminated, truncated, info
+
+
+class Unfit(Toy):
+    """Spaces that DDPG cannot take."""
+
+    def __init__(self, observation_space=None, action_space=None, render_mode=None):
+        super().__init__(render_mode)
+        self.observation_space = observation_space or Toy.observation_space
+        self.action_space = action_space or Toy.action_space
+
+    def reset(self, *, seed=None, options=None):
+        return self.observation_space.sample(), {}
+
+
+gym.register("Counter-v0", Counter)
+gym.register("Mixed-v0", Counter, kwargs={"ends": ((1, "terminated"), (3, "truncated"), (2, "both"), (1, "truncated"))})
+gym.register("TimeLimited-v0", TimeLimited)
+gym.register("Identity-v0", Identity)
+gym.register("Bounds-v0", Bounds, max_episode_steps=50)
+gym.register("Pendulum-like-v0", PendulumLike)
+gym.register("NaNObservation-v0", NotFinite, kwargs={"field": "observation", "value": np.nan})
+gym.register("HugeObservation-v0", NotFinite, kwargs={"field": "observation", "value": 1e300})  # infinite in float32
+gym.register("NaNReward-v0", NotFinite, kwargs={"field": "reward", "value": np.nan})
+gym.register("HugeReward-v0", NotFinite, kwargs={"field": "reward", "value": 1e30})  # its square is not finite
+gym.register("UnboundedActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(-np.inf, np.inf, (1,))})
+gym.register("ImageObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
+gym.register("DictObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (1,)))})
