@@ -26,10 +26,10 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -38,9 +38,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -51,6 +51,20 @@ FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best
 FINAL_EVALUATION_EPISODES = 20
 
 
+# A flag whose value is JSON, for tyro.
+JSON = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=lambda texts: json.loads(texts[0]),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+NOISES = {"gaussian": NormalActionNoise, "ou": OrnsteinUhlenbeckActionNoise}
+CRITIC_LOSSES = {"mse": F.mse_loss, "huber": F.smooth_l1_loss}
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
+NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
+
+
 class UsageError(Exception):
     """Something the user can put right (a flag, a file, a missing package): one line on stderr, status 2."""
 
@@ -59,7 +73,7 @@ class TrainingError(Exception):
     """Training cannot go on (a value is not finite): one line on stderr, status 1."""
 
 
-# The four groups below are the boxes of --help; `Args` joins them into one flat dataclass.
+# The groups below are the boxes of --help; `Args` joins them into one flat dataclass.
 
 
 @dataclass
@@ -87,31 +101,81 @@ class Experiment:
 
 
 @dataclass
-class Algorithm:
-    """The task and the learner; the defaults are CleanRL's."""
+class Environment:
+    """The task."""
 
     env_id: str = "Hopper-v4"
     """the Gymnasium environment: flat Box observations and bounded Box actions"""
-    total_timesteps: int = 1_000_000
-    """environment steps to train for, counted over all environments"""
+    env_kwargs: Annotated[dict[str, Any], JSON] = field(default_factory=dict)
+    """arguments for gymnasium.make, as in '{"reset_noise_scale": 0.2}'"""
+    max_episode_steps: int | None = None
+    """time limit of an episode (the environment's own if None)"""
     num_envs: int = 1
     """environments stepped side by side"""
-    learning_rate: float = 3e-4
-    """learning rate of both Adam optimisers"""
+    vectorization: Literal["sync", "async"] = "sync"
+    """step the environments one after the other, or each in a process of its own"""
+
+
+@dataclass
+class Learning:
+    """The learner; the defaults are CleanRL's."""
+
+    total_timesteps: int = 1_000_000
+    """environment steps to train for, counted over all environments"""
+    learning_starts: int = 25_000
+    """environment steps of uniformly random actions before the actor acts and learning starts"""
+    train_frequency: int = 1
+    """environment steps, over all environments, between two training points (at most one per step of them all)"""
+    gradient_steps: int = 1
+    """critic updates at each training point (-1: as many as environment steps were taken since the last)"""
+    policy_frequency: int = 2
+    """critic updates per update of the actor and the target networks"""
     buffer_size: int = 1_000_000
     """transitions kept in the replay buffer"""
+    batch_size: int = 256
+    """transitions sampled for one update"""
     gamma: float = 0.99
     """discount factor"""
     tau: float = 0.005
     """step of the target networks towards the online ones at each target update (1 copies them)"""
-    batch_size: int = 256
-    """transitions sampled for one update"""
+    learning_rate: float = 3e-4
+    """learning rate of both optimisers"""
+    actor_learning_rate: float | None = None
+    """learning rate of the actor (--learning-rate if None)"""
+    critic_learning_rate: float | None = None
+    """learning rate of the critic (--learning-rate if None)"""
+    weight_decay: float = 0.0
+    """decoupled weight decay (AdamW; at 0 it is Adam)"""
+    critic_loss: Literal["mse", "huber"] = "mse"
+    """loss of the TD error: its square, or smooth L1 with beta 1"""
+    reward_scale: float = 1.0
+    """factor on the rewards that are learned from, never on those that are logged"""
+
+
+@dataclass
+class Exploration:
+    """The noise on the actor's actions."""
+
+    noise: Literal["gaussian", "ou"] = "gaussian"
+    """independent at each step, or an Ornstein-Uhlenbeck process that starts anew with each episode"""
     exploration_noise: float = 0.1
-    """standard deviation of the exploration noise, in units of half the action range"""
-    learning_starts: int = 25_000
-    """environment steps of uniformly random actions before the actor acts and learning starts"""
-    policy_frequency: int = 2
-    """critic updates per update of the actor and the target networks"""
+    """standard deviation (with ou: sigma) of the noise, in units of half the action range"""
+    exploration_noise_end: float | None = None
+    """what it decays to (None: it stays)"""
+    exploration_fraction: float = 1.0
+    """part of --total-timesteps over which it decays, linearly"""
+
+
+@dataclass
+class Networks:
+    """The hidden layers of the actor and of the critic."""
+
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """units of each hidden layer"""
+    activation: Literal["relu", "leaky_relu", "tanh"] = "relu"
+    """activation after each hidden layer"""
+    normalization: Literal["none", "layer", "batch"] = "none"
+    """normalisation before each activation"""
 
 
 @dataclass
@@ -122,12 +186,14 @@ class Evaluating:
     """environment steps between two evaluations (0: none but the final one)"""
     eval_episodes: int = 10
     """episodes in each of these evaluations"""
+    target_return: float | None = None
+    """stop early, successfully, once the mean of an evaluation reaches it"""
     evaluate: Path | None = None
     """a run folder: evaluate its best model (its latest if there is no best) instead of training"""
 
 
 @dataclass
-class Args(Experiment, Algorithm, Evaluating):
+class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating):
     """Train a DDPG agent, or evaluate a trained one."""
 
 
@@ -138,28 +204,32 @@ def check_args(args: Args) -> None:
         UsageError: naming the flag, its value and what is allowed.
     """
 
-    def require(allowed: bool, name: str, what: str) -> None:
-        if not allowed:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {what}")
+    def require(names: str, what: str, allowed: Callable[[Any], bool]) -> None:
+        for name in names.split():
+            value = getattr(args, name)
+            if value is not None and not allowed(value):
+                raise UsageError(f"--{name.replace('_', '-')} {value}: must be {what}")
 
-    # Written so that NaN, which compares false with everything, is refused as well.
-    for name in ("total_timesteps", "num_envs", "buffer_size", "batch_size", "policy_frequency", "eval_episodes"):
-        require(getattr(args, name) >= 1, name, "a whole number, 1 or more")
-    for name in ("learning_starts", "eval_frequency"):
-        require(getattr(args, name) >= 0, name, "a whole number, 0 or more")
-    require(0 <= args.seed < 2**32, "seed", "between 0 and 4294967295")
-    require(re.fullmatch(r"[\w.+-]+", args.exp_name) is not None, "exp_name", "letters, digits and any of . _ + -")
-    require(0 < args.learning_rate < math.inf, "learning_rate", "above 0 and finite")
-    require(0 <= args.gamma <= 1, "gamma", "between 0 and 1")
-    require(0 < args.tau <= 1, "tau", "above 0 and at most 1")
-    require(0 <= args.exploration_noise < math.inf, "exploration_noise", "0 or more and finite")
+    # Each is written so that NaN, which compares false with everything, is refused too.
+    counts = "total_timesteps num_envs train_frequency policy_frequency buffer_size batch_size max_episode_steps eval_episodes"
+    require(counts, "a whole number, 1 or more", lambda n: n >= 1)
+    require("learning_starts eval_frequency", "a whole number, 0 or more", lambda n: n >= 0)
+    require("gradient_steps", "a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)
+    require("hidden_sizes", "one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1)
     require(
-        args.learning_starts < args.total_timesteps,
-        "learning_starts",
-        f"less than --total-timesteps {args.total_timesteps}, or nothing is learned",
+        "learning_rate actor_learning_rate critic_learning_rate reward_scale", "above 0 and finite", lambda x: 0 < x < math.inf
     )
-    require(args.buffer_size >= args.batch_size, "buffer_size", f"at least --batch-size {args.batch_size}")
-    require(args.buffer_size >= args.num_envs, "buffer_size", f"at least --num-envs {args.num_envs}")
+    require("exploration_noise exploration_noise_end weight_decay", "0 or more and finite", lambda x: 0 <= x < math.inf)
+    require("gamma", "between 0 and 1", lambda x: 0 <= x <= 1)
+    require("tau exploration_fraction", "above 0 and at most 1", lambda x: 0 < x <= 1)
+    require("target_return", "finite", math.isfinite)
+    require("env_kwargs", "a JSON object", lambda kwargs: isinstance(kwargs, dict))
+    require("seed", "between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)
+    require("exp_name", "letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))
+    require("learning_starts", f"less than --total-timesteps {args.total_timesteps}", lambda n: n < args.total_timesteps)
+    require("buffer_size", f"at least --batch-size {args.batch_size}", lambda n: n >= args.batch_size)
+    require("buffer_size", f"at least --num-envs {args.num_envs}", lambda n: n >= args.num_envs)
+    require("target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
     if args.track:
         try:
             import wandb  # noqa: F401
@@ -197,7 +267,8 @@ def check_environment(args: Args) -> None:
     try:
         env = make_env(args, render=args.capture_video)
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UsageError(f"--env-id {args.env_id}: {error}") from error
+        kwargs = f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else ""
+        raise UsageError(f"--env-id {args.env_id}{kwargs}: {error}") from error
     try:
         obs_space, action_space = env.observation_space, env.action_space
         if not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
@@ -249,7 +320,8 @@ def make_env(args: Args, render: bool = False, video_folder: Path | None = None,
 
         # By default MuJoCo also appends its warnings to a MUJOCO_LOG.TXT in the working directory.
         mujoco.set_mju_user_warning(lambda message: warnings.warn(f"MuJoCo: {message}", stacklevel=2))
-    env = gym.make(args.env_id, render_mode="rgb_array" if render else None)
+    render_mode = "rgb_array" if render else None
+    env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, render_mode=render_mode, **args.env_kwargs)
     if isinstance(env.observation_space, gym.spaces.Box):
         env = gym.wrappers.DtypeObservation(env, np.float32)  # float64 would double the replay buffer
     if video_folder is not None:
@@ -271,33 +343,40 @@ def make_envs(args: Args, run_name: str) -> gym.vector.VectorEnv:
         partial(make_env, args, video_folder=video_folder if index == 0 else None, video_name="training")
         for index in range(args.num_envs)
     ]
-    envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector_env = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[args.vectorization]
+    envs = vector_env(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
     return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+
+
+def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
+    """The hidden layers that `args` asks for: (N, inputs) to (N, last of hidden_sizes)."""
+    layers: list[nn.Module] = []
+    for units in args.hidden_sizes:
+        layers += [nn.Linear(inputs, units), NORMALIZATIONS[args.normalization](units), ACTIVATIONS[args.activation]()]
+        inputs = units
+    return nn.Sequential(*layers)
 
 
 class Critic(nn.Module):
     """Q(s, a): (N, O) observations and (N, A) actions to (N,) values."""
 
-    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box):
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
-        self.fc1 = nn.Linear(observation_space.shape[0] + action_space.shape[0], 256)
-        self.fc2 = nn.Linear(256, 256)
-        self.fc3 = nn.Linear(256, 1)
+        self.hidden = hidden_layers(observation_space.shape[0] + action_space.shape[0], args)
+        self.q_value = nn.Linear(args.hidden_sizes[-1], 1)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.fc1(torch.cat([obs, action], dim=1)))
-        x = F.relu(self.fc2(x))
-        return self.fc3(x).squeeze(-1)  # (N,), as rewards are: (N, 1) would broadcast to (N, N) in the TD error
+        x = self.hidden(torch.cat([obs, action], dim=1))
+        return self.q_value(x).squeeze(-1)  # (N,), as rewards are: (N, 1) would broadcast to (N, N) in the TD error
 
 
 class Actor(nn.Module):
     """mu(s): (N, O) observations to (N, A) actions inside the bounds of the action space."""
 
-    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box):
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
-        self.fc1 = nn.Linear(observation_space.shape[0], 256)
-        self.fc2 = nn.Linear(256, 256)
-        self.fc_mu = nn.Linear(256, action_space.shape[0])
+        self.hidden = hidden_layers(observation_space.shape[0], args)
+        self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
         bias, scale = high / 2 + low / 2, high / 2 - low / 2
         outside = (bias + scale > high) | (bias - scale < low)  # by rounding, one float at most
@@ -306,9 +385,7 @@ class Actor(nn.Module):
         self.register_buffer("action_bias", torch.from_numpy(bias))
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.fc1(obs))
-        x = F.relu(self.fc2(x))
-        return torch.tanh(self.fc_mu(x)) * self.action_scale + self.action_bias
+        return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
 
 
 class DDPG:
@@ -322,12 +399,14 @@ class DDPG:
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
         self.args, self.device = args, device
-        self.actor = Actor(observation_space, action_space).to(device)
-        self.critic = Critic(observation_space, action_space).to(device)
+        # In evaluation mode, where batch normalisation uses its running statistics, except for their own updates.
+        self.actor = Actor(observation_space, action_space, args).to(device).eval()
+        self.critic = Critic(observation_space, action_space, args).to(device).eval()
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=args.learning_rate, fused=True)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.learning_rate, fused=True)
+        adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True)
+        self.actor_optimizer = adam(self.actor.parameters(), lr=args.actor_learning_rate or args.learning_rate)
+        self.critic_optimizer = adam(self.critic.parameters(), lr=args.critic_learning_rate or args.learning_rate)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -346,7 +425,7 @@ class DDPG:
         return self.critic(obs, self.actor(obs)).cpu().numpy()
 
     def critic_loss(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean squared TD error (Lillicrap et al., algorithm 1) of a batch, and the (B,) values Q(s, a).
+        """Mean loss of the TD errors (Lillicrap et al., equation 4) of a batch, and the (B,) values Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
         transition bootstraps like any other.
@@ -356,7 +435,7 @@ class DDPG:
             next_q_values = self.target_critic(batch.next_observations, next_actions)
             td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_q_values
         q_values = self.critic(batch.observations, batch.actions)
-        return F.mse_loss(q_values, td_target), q_values
+        return CRITIC_LOSSES[self.args.critic_loss](q_values, td_target), q_values
 
     def actor_loss(self, batch) -> torch.Tensor:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
@@ -369,16 +448,20 @@ class DDPG:
             detached scalars, still on the device: q_loss, q_est (the mean of Q(s, a)) and, with `update_actor`,
             actor_loss.
         """
+        self.critic.train()
         q_loss, q_values = self.critic_loss(batch)
         self.critic_optimizer.zero_grad()
         q_loss.backward()
         self.critic_optimizer.step()
+        self.critic.eval()
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if update_actor:
+            self.actor.train()
             actor_loss = self.actor_loss(batch)
             self.actor_optimizer.zero_grad()
             actor_loss.backward(inputs=list(self.actor.parameters()))  # spends nothing on the critic's weights
             self.actor_optimizer.step()
+            self.actor.eval()
             losses["actor_loss"] = actor_loss.detach()
             self.update_target(self.actor, self.target_actor)
             self.update_target(self.critic, self.target_critic)
@@ -386,8 +469,10 @@ class DDPG:
 
     @torch.no_grad()
     def update_target(self, online: nn.Module, target: nn.Module) -> None:
-        """Polyak averaging: target <- (1 - tau) target + tau online."""
+        """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
         torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
+        for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+            target_buffer.copy_(buffer)
 
 
 class Evaluation(NamedTuple):
@@ -420,7 +505,7 @@ def evaluate(
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
             observations.append(obs)
             rewards.append(float(reward))
-        values = agent.value(np.stack(observations))
+        values = agent.value(np.stack(observations)) / args.reward_scale  # in units of the rewards themselves
         discounted_return = 0.0 if terminated else float(values[-1])
         for value, reward in zip(values[-2::-1], reversed(rewards), strict=True):
             discounted_return = reward + args.gamma * discounted_return
@@ -601,6 +686,14 @@ def check_losses(global_step: int, losses: dict[str, list[torch.Tensor]]) -> Non
             raise TrainingError(f"step {global_step}: {name} is not finite")
 
 
+def exploration_noise(args: Args, global_step: int) -> float:
+    """The noise at a step, in units of half the action range: constant, or decaying linearly and then constant."""
+    if args.exploration_noise_end is None:
+        return args.exploration_noise
+    progress = min(1.0, global_step / (args.exploration_fraction * args.total_timesteps))
+    return args.exploration_noise + progress * (args.exploration_noise_end - args.exploration_noise)
+
+
 def crossed(every: int, step: int, global_step: int) -> bool:
     """Whether a multiple of `every` lies in (step, global_step]; never if `every` is 0."""
     return every > 0 and global_step // every > step // every
@@ -649,12 +742,11 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             n_envs=args.num_envs,
             handle_timeout_termination=False,  # we store the termination alone: a time limit is no terminal state
         )
-        noise = VectorizedActionNoise(
-            NormalActionNoise(np.zeros(action_space.shape), np.ones(action_space.shape)), args.num_envs
-        )
-        noise_scale = args.exploration_noise * (action_space.high - action_space.low) / 2
+        unit_noise = NOISES[args.noise](np.zeros(action_space.shape), np.ones(action_space.shape))
+        noise = VectorizedActionNoise(unit_noise, args.num_envs)
+        half_range = (action_space.high - action_space.low) / 2
 
-        global_step, updates, best_mean = 0, 0, -math.inf
+        global_step, updates, trained_step, best_mean = 0, 0, args.learning_starts, -math.inf
         losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
         status = {"return": "-", "evaluation": "-"}
         log_step, log_time = global_step, time.perf_counter()
@@ -665,7 +757,8 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             if global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
-                actions = np.clip(agent.act(obs) + noise_scale * noise(), action_space.low, action_space.high)
+                exploration = exploration_noise(args, global_step) * half_range * noise()
+                actions = np.clip(agent.act(obs) + exploration, action_space.low, action_space.high)
             check_finite(global_step, action=actions)  # MuJoCo would take a NaN for a zero
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             last_step, global_step = global_step, global_step + args.num_envs
@@ -677,15 +770,18 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 real_next_obs = next_obs.copy()
                 real_next_obs[ended] = np.stack(infos["final_obs"][ended])
             check_finite(global_step, observation=real_next_obs, reward=rewards)
-            rb.add(obs, real_next_obs, actions, rewards, terminations, [])
+            rb.add(obs, real_next_obs, actions, rewards * args.reward_scale, terminations, [])
+            noise.reset(np.flatnonzero(terminations | truncations))
             obs = next_obs
 
             # Learn.
-            if global_step > args.learning_starts:
-                updates += 1
-                batch = rb.sample(args.batch_size)
-                for name, loss in agent.update(batch, update_actor=updates % args.policy_frequency == 0).items():
-                    losses[name].append(loss)
+            if global_step > args.learning_starts and crossed(args.train_frequency, last_step, global_step):
+                for _ in range(args.gradient_steps if args.gradient_steps > 0 else global_step - trained_step):
+                    updates += 1
+                    batch = rb.sample(args.batch_size)
+                    for name, loss in agent.update(batch, update_actor=updates % args.policy_frequency == 0).items():
+                        losses[name].append(loss)
+                trained_step = global_step
 
             # Report.
             for index in np.flatnonzero(infos.get("_episode", ())):
@@ -718,6 +814,9 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                     save_model(agent, run_dir / "best_model.pt")
                 status["evaluation"] = f"{mean:.1f}"
                 log_time = time.perf_counter()  # SPS is the speed of training alone
+                if args.target_return is not None and mean >= args.target_return:
+                    tqdm.write(f"step {global_step}: --target-return {args.target_return} is reached, training ends")
+                    break
 
     final_evaluation(agent, args, run_dir)
     if args.track:
@@ -736,7 +835,8 @@ def load_args(run_dir: Path, args_class: type[Args] = Args) -> Args:
     try:
         saved = json.loads((run_dir / "args.json").read_text())["args"]
         names = {field.name for field in dataclasses.fields(args_class)}
-        return args_class(**{name: value for name, value in saved.items() if name in names})
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        return args_class(**{name: value for name, value in values.items() if name in names})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"--evaluate {run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
 

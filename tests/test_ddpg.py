@@ -115,8 +115,8 @@ def to_float64(agent: ddpg.DDPG) -> None:
 
 def test_losses_match_numpy(agent):
     to_float64(agent)
-    agent.target_actor.load_state_dict(ddpg.Actor(OBS, ACTIONS).double().state_dict())  # so that the targets differ
-    agent.target_critic.load_state_dict(ddpg.Critic(OBS, ACTIONS).double().state_dict())
+    agent.target_actor.load_state_dict(ddpg.Actor(OBS, ACTIONS, agent.args).double().state_dict())  # so that the targets differ
+    agent.target_critic.load_state_dict(ddpg.Critic(OBS, ACTIONS, agent.args).double().state_dict())
     batch, by_hand = batch_of(32, dtype=torch.float64), NumpyDDPG(agent)
     q_loss, q_values = agent.critic_loss(batch)
     expected_loss, expected_mean, _ = by_hand.critic_loss(*(tensor.numpy() for tensor in batch[:5]))

@@ -49,7 +49,7 @@ def test_hopper_from_the_command_line(tmp_path):
     rows = list(csv.DictReader((folder / "evaluations.csv").open()))
     assert [int(row["global_step"]) for row in rows] == [500, 1000, 1200]
     weights = torch.load(folder / "model.pt", weights_only=True)["critic"]
-    assert weights["fc1.weight"].shape == (256, 11 + 3)
+    assert weights["hidden.0.weight"].shape == (256, 11 + 3)
 
     again = script("--evaluate", str(folder), cwd=tmp_path)
     assert again.returncode == 0, again.stderr

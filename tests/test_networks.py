@@ -11,12 +11,12 @@ OBS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
 
 def actor_for(low, high) -> ddpg.Actor:
-    return ddpg.Actor(OBS, gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32)))
+    return ddpg.Actor(OBS, gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32)), ddpg.Args())
 
 
 def test_shapes():
     actor = actor_for([0, -3], [2, 1])
-    critic = ddpg.Critic(OBS, gym.spaces.Box(-1, 1, (2,)))
+    critic = ddpg.Critic(OBS, gym.spaces.Box(-1, 1, (2,)), ddpg.Args())
     obs = torch.randn(5, 3)
     assert actor(obs).shape == (5, 2)
     assert critic(obs, actor(obs)).shape == (5,)
@@ -27,8 +27,8 @@ def test_actions_are_scaled_and_shifted_per_dimension():
     low, high = [0, -3, 10], [2, 1, 10.5]
     actor = actor_for(low, high)
     for bias, expected in ((0, np.add(low, high) / 2), (100, high), (-100, low)):
-        torch.nn.init.zeros_(actor.fc_mu.weight)
-        torch.nn.init.constant_(actor.fc_mu.bias, bias)
+        torch.nn.init.zeros_(actor.mu.weight)
+        torch.nn.init.constant_(actor.mu.bias, bias)
         np.testing.assert_allclose(actor(torch.randn(4, 3)).detach(), np.tile(expected, (4, 1)), rtol=1e-6)
 
 
@@ -39,14 +39,14 @@ finite = st.floats(-1e6, 1e6, width=32)
 def test_a_saturated_actor_stays_inside_any_bounds(bounds):
     actor = actor_for(bounds[:1], bounds[1:])
     for bias in (-100.0, 100.0):
-        torch.nn.init.constant_(actor.fc_mu.bias, bias)
+        torch.nn.init.constant_(actor.mu.bias, bias)
         action = actor(torch.zeros(1, 3)).item()
         assert np.float32(bounds[0]) <= action <= np.float32(bounds[1])
 
 
 @pytest.mark.parametrize("obs", [1e-3, 1.0, 1e3])
 def test_a_row_does_not_depend_on_its_batch(obs):
-    actor, critic = actor_for([-1], [1]), ddpg.Critic(OBS, gym.spaces.Box(-1, 1, (1,)))
+    actor, critic = actor_for([-1], [1]), ddpg.Critic(OBS, gym.spaces.Box(-1, 1, (1,)), ddpg.Args())
     batch = obs * torch.randn(6, 3)
     for network in (actor, lambda rows: critic(rows, actor(rows))):
         torch.testing.assert_close(network(batch)[2:3], network(batch[2:3]))

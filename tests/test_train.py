@@ -129,13 +129,13 @@ def test_the_best_model_is_that_of_the_best_evaluation(run, monkeypatch):
     seen = []
 
     def evaluate(agent, args, episodes, seed, *video):
-        seen.append(agent.actor.fc1.weight.detach().clone())
+        seen.append(agent.actor.hidden[0].weight.detach().clone())
         return ddpg.Evaluation(np.array([(1.0, 3.0, 2.0, 0.0)[len(seen) - 1]]), np.array([1]), 0.0)
 
     monkeypatch.setattr(ddpg, "evaluate", evaluate)
     parts = run(quick_args(eval_frequency=100, learning_starts=50))
-    best = torch.load(parts.run_dir / "best_model.pt", weights_only=True)["actor"]["fc1.weight"]
-    latest = torch.load(parts.run_dir / "model.pt", weights_only=True)["actor"]["fc1.weight"]
+    best = torch.load(parts.run_dir / "best_model.pt", weights_only=True)["actor"]["hidden.0.weight"]
+    latest = torch.load(parts.run_dir / "model.pt", weights_only=True)["actor"]["hidden.0.weight"]
     assert torch.equal(best, seen[1]) and torch.equal(latest, seen[2]) and torch.equal(seen[3], best)
     assert not torch.equal(best, latest)
 
@@ -182,7 +182,7 @@ def test_a_model_not_finite_is_not_saved(run, tmp_path):
     agent = run(quick_args()).agent
     ddpg.save_model(agent, tmp_path / "model.pt")
     before = (tmp_path / "model.pt").read_bytes()
-    torch.nn.init.constant_(agent.critic.fc1.bias, math.nan)
+    torch.nn.init.constant_(agent.critic.hidden[0].bias, math.nan)
     with pytest.raises(ddpg.TrainingError, match="critic are not finite"):
         ddpg.save_model(agent, tmp_path / "model.pt")
     assert (tmp_path / "model.pt").read_bytes() == before
