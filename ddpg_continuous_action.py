@@ -51,11 +51,18 @@ FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best
 FINAL_EVALUATION_EPISODES = 20
 
 
-# A flag whose value is JSON, for tyro.
+def parse_json(texts: list[str]) -> Any:
+    """The value of a flag given as JSON."""
+    try:
+        return json.loads(texts[0])
+    except ValueError as error:
+        raise ValueError(f"{texts[0]!r} is no JSON ({error})") from None
+
+
 JSON = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="JSON",
-    instance_from_str=lambda texts: json.loads(texts[0]),
+    instance_from_str=parse_json,
     is_instance=lambda value: isinstance(value, dict),
     str_from_instance=lambda value: [json.dumps(value)],
 )
