@@ -14,14 +14,19 @@ import copy
 import csv
 import dataclasses
 import datetime
+import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import platform
 import random
 import re
+import shutil
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections import defaultdict
@@ -29,8 +34,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
+import filelock
 import gymnasium as gym
 import numpy as np
 import psutil
@@ -49,6 +55,9 @@ VIDEO_FREQUENCY = 20  # episodes between two videos
 EVALUATION_SEED = 10_000  # first seed of the evaluations while training: the same starts each time, so rows compare
 FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best model was chosen on the others
 FINAL_EVALUATION_EPISODES = 20
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAVE_SIGNALS = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()  # a scheduler's warning, or a user's wish
+WRITE_ATTEMPTS = 3  # writes that may fail in a row (a full disk) before the run stops
 
 
 def parse_json(texts: list[str]) -> Any:
@@ -77,7 +86,15 @@ class UsageError(Exception):
 
 
 class TrainingError(Exception):
-    """Training cannot go on (a value is not finite): one line on stderr, status 1."""
+    """Training cannot go on (a value is not finite, the disk is full): one line on stderr, status 1."""
+
+
+class WorkerError(TrainingError):
+    """A process of the asynchronous environments died or hangs."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end of the run; its argument is the signal's number."""
 
 
 # The groups below are the boxes of --help; `Args` joins them into one flat dataclass.
@@ -200,8 +217,22 @@ class Evaluating:
 
 
 @dataclass
-class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating):
-    """Train a DDPG agent, or evaluate a trained one."""
+class Checkpoints:
+    """What a run needs to go on after it was stopped or killed, as if it had not been."""
+
+    checkpoint_frequency: int = 50_000
+    """environment steps between two checkpoints (0: one on a stop signal and one at the end only)"""
+    keep_checkpoints: int = 2
+    """checkpoints to keep, the newest"""
+    resume: Path | None = None
+    """a run folder: continue its newest whole checkpoint, with its arguments"""
+    worker_timeout: float = 60.0
+    """seconds that an asynchronous environment may take for a step before the run stops"""
+
+
+@dataclass
+class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
+    """Train a DDPG agent, continue its training, or evaluate it."""
 
 
 def check_args(args: Args) -> None:
@@ -218,13 +249,15 @@ def check_args(args: Args) -> None:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: must be {what}")
 
     # Each is written so that NaN, which compares false with everything, is refused too.
-    counts = "total_timesteps num_envs train_frequency policy_frequency buffer_size batch_size max_episode_steps eval_episodes"
-    require(counts, "a whole number, 1 or more", lambda n: n >= 1)
-    require("learning_starts eval_frequency", "a whole number, 0 or more", lambda n: n >= 0)
+    counts = "total_timesteps num_envs train_frequency policy_frequency buffer_size batch_size max_episode_steps"
+    require(counts + " eval_episodes keep_checkpoints", "a whole number, 1 or more", lambda n: n >= 1)
+    require("learning_starts eval_frequency checkpoint_frequency", "a whole number, 0 or more", lambda n: n >= 0)
     require("gradient_steps", "a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)
     require("hidden_sizes", "one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1)
     require(
-        "learning_rate actor_learning_rate critic_learning_rate reward_scale", "above 0 and finite", lambda x: 0 < x < math.inf
+        "learning_rate actor_learning_rate critic_learning_rate reward_scale worker_timeout",
+        "above 0 and finite",
+        lambda x: 0 < x < math.inf,
     )
     require("exploration_noise exploration_noise_end weight_decay", "0 or more and finite", lambda x: 0 <= x < math.inf)
     require("gamma", "between 0 and 1", lambda x: 0 <= x <= 1)
@@ -317,8 +350,10 @@ def check_rendering(env: gym.Env) -> None:
         raise UsageError(f"--capture-video True: {env.spec.id} cannot be rendered ({error!r}){hint}") from error
 
 
-def make_env(args: Args, render: bool = False, video_folder: Path | None = None, video_name: str = "") -> gym.Env:
-    """One environment with float32 observations; into `video_folder` it films its 0th and then every 20th episode."""
+def make_env(
+    args: Args, index: int = 0, render: bool = False, video_folder: Path | None = None, video_name: str = ""
+) -> gym.Env:
+    """The `index`-th environment, with float32 observations; films its 0th and then every 20th episode if told where."""
     render = render or video_folder is not None
     if render and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
@@ -331,6 +366,7 @@ def make_env(args: Args, render: bool = False, video_folder: Path | None = None,
     env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, render_mode=render_mode, **args.env_kwargs)
     if isinstance(env.observation_space, gym.spaces.Box):
         env = gym.wrappers.DtypeObservation(env, np.float32)  # float64 would double the replay buffer
+    env = ReplayableEnv(env, index)
     if video_folder is not None:
         env = gym.wrappers.RecordVideo(
             env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name
@@ -338,7 +374,108 @@ def make_env(args: Args, render: bool = False, video_folder: Path | None = None,
     return env
 
 
-def make_envs(args: Args, run_name: str) -> gym.vector.VectorEnv:
+class ReplayableEnv(gym.Wrapper):
+    """An environment whose running episode can be played again in another process, to the same state.
+
+    Simulators can neither be pickled nor copied whole, but they are deterministic: the generator's state from before a
+    reset, given in that reset's info as "start", and the actions since lead to the same state bit for bit.
+    """
+
+    def __init__(self, env: gym.Env, index: int):
+        super().__init__(env)
+        self.index = index
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        start = {"seed": seed} if seed is not None else {"generator": self.unwrapped.np_random.bit_generator.state}
+        obs, _ = self.env.reset(seed=seed, options=options)
+        return obs, {"start": json.dumps(start)}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return *self.env.step(action)[:4], {}  # nobody reads the info of a step, and collecting it costs time
+
+    def replay(self, episodes: list[dict[str, Any]]) -> np.ndarray:
+        """Play this environment's one of `episodes` again and return its last observation."""
+        start, actions = json.loads(episodes[self.index]["start"]), episodes[self.index]["actions"]
+        if "generator" in start:
+            self.unwrapped.np_random.bit_generator.state = start["generator"]
+        obs, _ = self.env.reset(seed=start.get("seed"))
+        for action in actions:
+            obs = self.env.step(action)[0]
+        return obs
+
+
+class RecordRunningEpisodes(gym.vector.VectorWrapper):
+    """Keeps in `episodes` what `ReplayableEnv.replay` needs: for each environment its start and its actions since."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, infos = self.env.reset(seed=seed, options=options)
+        self.episodes = [{"start": start, "actions": []} for start in infos["start"]]
+        return obs, infos
+
+    def step(self, actions):
+        step = self.env.step(actions)
+        infos = step[-1]
+        for episode, action in zip(self.episodes, actions, strict=True):
+            episode["actions"].append(action)
+        for index in np.flatnonzero(infos.get("_start", ())):
+            self.episodes[index] = {"start": infos["start"][index], "actions": []}
+        return step
+
+    def replay(self, episodes: list[dict[str, Any]]) -> np.ndarray:
+        """Play the episodes again and return the (N, O) observations they lead to."""
+        self.episodes = episodes
+        return np.stack(self.env.call("replay", episodes))
+
+
+class WorkerEnvs(AsyncVectorEnv):
+    """Asynchronous environments that notice when one of their processes dies or hangs, and whose processes leave with us.
+
+    Raises:
+        WorkerError: from `step`, naming the worker and its exit status.
+    """
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env]], timeout: float, **kwargs):
+        self.timeout = timeout
+        super().__init__([partial(in_worker, env_fn) for env_fn in env_fns], **kwargs)
+
+    def step(self, actions):
+        try:
+            self.step_async(actions)
+            return self.step_wait(self.timeout)
+        except (EOFError, OSError, multiprocessing.TimeoutError) as error:
+            for process in self.processes:
+                process.join(0.1)  # a pipe breaks a moment before its process has an exit status
+            dead = [index for index, process in enumerate(self.processes) if not process.is_alive()]
+            silent = [index for index, pipe in enumerate(self.parent_pipes) if index not in dead and not pipe.poll()]
+            what = [f"worker {index} ended with exit status {self.processes[index].exitcode}" for index in dead]
+            what += [f"worker {index} gave no answer in {self.timeout:g} seconds" for index in silent] if not dead else []
+            raise WorkerError(f"asynchronous environments: {', '.join(what)}") from error
+
+    def close_extras(self, **kwargs):
+        if self._state.value == "default" and all(process.is_alive() for process in self.processes):
+            super().close_extras(**kwargs)
+            return
+        for process in self.processes:  # one that hangs would not hear a polite request
+            process.kill()
+            process.join()
+
+
+def in_worker(env_fn: Callable[[], gym.Env]) -> gym.Env:
+    """Make an environment; in a process of its own, have that leave with the main one and leave signals to it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        for name in STOP_SIGNALS + SAVE_SIGNALS:
+            signal.signal(name, signal.SIG_IGN)  # Ctrl-C and schedulers signal the whole group
+
+        def leave_with_parent() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=leave_with_parent, daemon=True).start()
+    return env_fn()
+
+
+def make_envs(args: Args, run_name: str, video_name: str = "training") -> gym.vector.VectorEnv:
     """The training environments: `num_envs` of them, stepped together, with episode statistics in `infos`.
 
     An environment whose episode ends is reset within the same step: `obs` is then the first observation of the next
@@ -347,12 +484,14 @@ def make_envs(args: Args, run_name: str) -> gym.vector.VectorEnv:
     """
     video_folder = Path("videos", run_name) if args.capture_video else None
     env_fns = [
-        partial(make_env, args, video_folder=video_folder if index == 0 else None, video_name="training")
+        partial(make_env, args, index, video_folder=video_folder if index == 0 else None, video_name=video_name)
         for index in range(args.num_envs)
     ]
-    vector_env = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[args.vectorization]
-    envs = vector_env(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-    return gym.wrappers.vector.RecordEpisodeStatistics(envs)
+    if args.vectorization == "async":
+        envs = WorkerEnvs(env_fns, args.worker_timeout, autoreset_mode=AutoresetMode.SAME_STEP)
+    else:
+        envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+    return gym.wrappers.vector.RecordEpisodeStatistics(RecordRunningEpisodes(envs))
 
 
 def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
@@ -419,6 +558,18 @@ class DDPG:
     def networks(self) -> dict[str, nn.Module]:
         """What a saved model consists of."""
         return {name: getattr(self, name) for name in ("actor", "critic", "target_actor", "target_critic")}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the agent is: its networks and its optimisers."""
+        optimizers = {"actor": self.actor_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict()}
+        return {"networks": {name: net.state_dict() for name, net in self.networks.items()}, "optimizers": optimizers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what `state_dict` described."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        self.actor_optimizer.load_state_dict(state["optimizers"]["actor"])
+        self.critic_optimizer.load_state_dict(state["optimizers"]["critic"])
 
     @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
@@ -550,19 +701,41 @@ def make_run_folder(args: Args) -> Path:
         raise UsageError(f"the run folder runs/{stem} cannot be made: {error.strerror}") from error
 
 
+def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Have `write` fill a new file, and bring it to the disk."""
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file that takes the place of `path` once it is whole and on the disk, or else not at all."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        write_file(unfinished, write)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def check_weights(agent) -> None:
+    """Raise a TrainingError if a weight is not finite, before anything good is written over."""
+    for name, network in agent.networks.items():
+        if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+            raise TrainingError(f"the weights of {name} are not finite: the models saved before are kept")
+
+
 def save_model(agent, path: Path) -> None:
     """Write the networks so that a reader finds the old file or the whole new one, never a part.
 
     Raises:
         TrainingError: if a weight is not finite; the file stays as it was.
     """
+    check_weights(agent)
     saved = {name: network.state_dict() for name, network in agent.networks.items()}
-    for name, weights in saved.items():
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise TrainingError(f"the weights of {name} are not finite: {path} keeps the last good ones")
-    unfinished = path.with_suffix(".tmp")
-    torch.save(saved, unfinished)
-    unfinished.replace(path)
+    replace_file(path, partial(torch.save, saved))
 
 
 def load_model(agent, path: Path) -> None:
@@ -618,9 +791,73 @@ def get_device(args: Args) -> torch.device:
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
-def start_run(args: Args, device: torch.device) -> Path:
-    """Make the run folder with its args.json and, with --track, the Weights and Biases run."""
-    run_dir = make_run_folder(args)
+class DiskGuard:
+    """Calls functions that write; a full disk is a warning, the third in a row the end of the run.
+
+    Raises:
+        TrainingError: at the third failure in a row.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def __call__(self, what: Path, write: Callable, *values: Any) -> None:
+        try:
+            write(*values)
+            self.failures = 0
+        except OSError as error:
+            self.failures += 1
+            tqdm.write(f"warning: {what} could not be written ({error.strerror or error}), {self.failures} in a row")
+            if self.failures == WRITE_ATTEMPTS:
+                raise TrainingError(f"{what} could not be written, nor what came before it: {error.strerror}") from error
+
+
+class EventWriter(SummaryWriter):
+    """TensorBoard's writer, which goes on with a new file where the disk was full, and reports what it could not write.
+
+    Args:
+        run_dir: the run's folder.
+        global_step: events after this step, of a process that was killed, are superseded.
+        guard: counts the failures.
+    """
+
+    def __init__(self, run_dir: Path, global_step: int, guard: DiskGuard):
+        self.guard = guard
+        # TensorBoard's thread raises what it could not write a second time, in the main thread: here.
+        excepthook = threading.excepthook
+        threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or excepthook(failure)
+        # A purge step also at the start of a run: without one, readers ignore those of later event files.
+        super().__init__(run_dir, purge_step=global_step + 1)
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        self.guard(Path(self.log_dir, "events.out.tfevents"), self._add_scalar, tag, value, global_step)
+
+    def _add_scalar(self, *event) -> None:
+        try:
+            super().add_scalar(*event)
+        except OSError:
+            self.file_writer = self.all_writers = self.purge_step = None  # the next event opens a new file
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def start_run(args: Args, run_dir: Path, device: torch.device) -> filelock.BaseFileLock:
+    """Take the run's folder for this process, write its args.json and, with --track, start Weights and Biases.
+
+    Returns:
+        the lock that keeps other processes out for as long as this one lives.
+
+    Raises:
+        UsageError: if another process has the folder, or Weights and Biases does not start.
+    """
+    lock = filelock.FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UsageError(f"--resume {run_dir}: another process is training this run") from None
     if args.track:
         import wandb
 
@@ -629,44 +866,229 @@ def start_run(args: Args, device: torch.device) -> Path:
                 project=args.wandb_project_name,
                 entity=args.wandb_entity,
                 name=run_dir.name,
+                id=run_dir.name,
+                resume="allow",
                 config=dataclasses.asdict(args),
                 sync_tensorboard=True,  # patches TensorBoard's writer, so it comes before our writer is made
                 save_code=True,
             )
         except wandb.Error as error:
-            run_dir.rmdir()
+            if args.resume is None:
+                shutil.rmtree(run_dir)
             raise UsageError(f"--track True: Weights and Biases did not start: {error}") from error
-    settings = {"args": dataclasses.asdict(args), "versions": versions(), "device": str(device)}
-    (run_dir / "args.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    saved = dataclasses.asdict(dataclasses.replace(args, resume=None))
+    settings = {"args": saved, "versions": versions(), "device": str(device)}
+    text = json.dumps(settings, indent=2, default=str) + "\n"
+    replace_file(run_dir / "args.json", lambda file: file.write(text.encode()))
     print(f"training on {args.env_id} ({device}), the run's folder is {run_dir}")
-    return run_dir
+    return lock
 
 
-def log_evaluation(evaluation: Evaluation, global_step: int, writer: SummaryWriter, run_dir: Path) -> None:
-    """Report an evaluation on the screen, in TensorBoard and as a row of evaluations.csv."""
+def log_evaluation(evaluation: Evaluation, global_step: int, evaluations: list[dict[str, float]], writer: EventWriter) -> None:
+    """Report an evaluation on the screen and in TensorBoard, and add its row to `evaluations`."""
     returns, lengths, q_bias = evaluation
-    row = {
-        "global_step": global_step,
-        "mean": returns.mean(),
-        "std": returns.std(),
-        "min": returns.min(),
-        "max": returns.max(),
-        "length": lengths.mean(),
-        "q_bias": q_bias,
-    }
-    writer.add_scalar("eval/episodic_return", row["mean"], global_step)
-    writer.add_scalar("eval/episodic_return_std", row["std"], global_step)
-    writer.add_scalar("eval/episodic_length", row["length"], global_step)
-    writer.add_scalar("eval/q_bias", row["q_bias"], global_step)
-    with open(run_dir / "evaluations.csv", "a", newline="") as file:
-        table = csv.DictWriter(file, row)
-        if file.tell() == 0:
-            table.writeheader()
-        table.writerow(row)
+    mean, std, length = float(returns.mean()), float(returns.std()), float(lengths.mean())
+    row = {"global_step": global_step, "mean": mean, "std": std, "min": float(returns.min()), "max": float(returns.max())}
+    evaluations.append(row | {"length": length, "q_bias": q_bias})
+    writer.add_scalar("eval/episodic_return", mean, global_step)
+    writer.add_scalar("eval/episodic_return_std", std, global_step)
+    writer.add_scalar("eval/episodic_length", length, global_step)
+    writer.add_scalar("eval/q_bias", q_bias, global_step)
     tqdm.write(
-        f"step {global_step}: evaluation {row['mean']:.1f} +- {row['std']:.1f} over {len(returns)} episodes "
-        f"of mean length {row['length']:.0f}, q_bias {q_bias:+.2f}"
+        f"step {global_step}: evaluation {mean:.1f} +- {std:.1f} over {len(returns)} episodes "
+        f"of mean length {length:.0f}, q_bias {q_bias:+.2f}"
     )
+
+
+def write_evaluations(evaluations: list[dict[str, float]], path: Path) -> None:
+    """Write evaluations.csv, a row per evaluation."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, ("global_step", "mean", "std", "min", "max", "length", "q_bias"))
+    table.writeheader()
+    table.writerows(evaluations)
+    replace_file(path, lambda file: file.write(text.getvalue().encode()))
+
+
+# Checkpoints: a folder for each, checkpoints/<global_step>/, with state.pt, the replay buffer's arrays and a manifest.
+
+REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones")
+
+
+def manifest_of(folder: Path) -> bytes:
+    """The manifest of a checkpoint as its files are now: their sizes and SHA-256 sums."""
+    sums = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != "manifest.json":
+            with open(path, "rb") as file:
+                sums[path.name] = {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return json.dumps(sums, indent=2).encode()
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is as it was written, to the byte."""
+    try:
+        return (checkpoint / "manifest.json").read_bytes() == manifest_of(checkpoint)
+    except OSError:
+        return False
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The finished checkpoints in a folder, the newest first."""
+    return sorted((path for path in folder.glob("*") if path.name.isdigit()), reverse=True)
+
+
+def save_checkpoint(folder: Path, keep: int, progress: dict[str, Any], agent, rb: ReplayBuffer, envs, noise) -> None:
+    """Write all that makes the next step what it is; then, and only then, remove checkpoints older than the last `keep`.
+
+    `progress` is what the training loop itself counts. The checkpoint is written in a folder beside its place, brought
+    to the disk, and renamed into its place: a crash at any moment leaves the old ones whole and at most this one missing.
+
+    Raises:
+        OSError: if it cannot be written; what was written of it is removed.
+        TrainingError: if a weight is not finite.
+    """
+    check_weights(agent)
+    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()
+    state = {
+        "progress": progress,
+        "agent": agent.state_dict(),
+        "python_random": random.getstate(),
+        "numpy_random": [numpy_name, torch.from_numpy(numpy_keys.astype(np.int64)), *numpy_rest],
+        "torch_random": torch.get_rng_state(),
+        "action_space": envs.action_space.np_random.bit_generator.state,
+        "noise": [torch.from_numpy(np.array(getattr(process, "noise_prev", 0.0))) for process in noise.noises],
+        "episodes": [
+            {"start": episode["start"], "actions": torch.from_numpy(np.array(episode["actions"], np.float32))}
+            for episode in envs.env.episodes
+        ],
+        "episode_returns": torch.from_numpy(envs.episode_returns),
+        "episode_lengths": torch.from_numpy(envs.episode_lengths),
+        "replay": {"pos": rb.pos, "full": rb.full},
+    }
+    size = rb.size()
+    writers = {"state.pt": partial(torch.save, state)}
+    for name in REPLAY_ARRAYS:
+        writers[f"{name}.npy"] = partial(write_array, getattr(rb, name)[:size])
+
+    place = folder / f"{progress['global_step']:012d}"
+    if is_whole(place):  # resumed here, and stopped again before a step
+        return
+    unfinished = folder / f"{place.name}.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        for name, write in writers.items():
+            write_file(unfinished / name, write)
+        manifest = manifest_of(unfinished)
+        write_file(unfinished / "manifest.json", lambda file: file.write(manifest))
+        sync_folder(unfinished)
+        if place.exists():  # damaged: nothing is deleted, so it makes room
+            place.rename(folder / f"{place.name}.damaged-{time.time_ns()}")
+        unfinished.rename(place)
+        sync_folder(folder)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(old)
+
+
+def write_array(array: np.ndarray, file: BinaryIO) -> None:
+    """Write an array that holds no objects."""
+    np.save(file, array, allow_pickle=False)
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Read the newest whole checkpoint in a folder; None if there is none at all.
+
+    Neither tensors nor arrays are read in a way that could run code, and nothing is deleted.
+
+    Raises:
+        UsageError: if there are some and each is damaged.
+    """
+    checkpoints = list_checkpoints(folder)
+    for place in checkpoints:
+        if is_whole(place):
+            state = torch.load(place / "state.pt", map_location="cpu", weights_only=True)
+            arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in REPLAY_ARRAYS}
+            return state | {"arrays": arrays}
+        print(f"checkpoint {place} is damaged and passed over")
+    if checkpoints:
+        raise UsageError(f"--resume {folder.parent}: must hold a whole checkpoint, and all of them are damaged")
+    return None
+
+
+def load_checkpoint(state: dict[str, Any], agent, rb: ReplayBuffer, envs, noise) -> dict[str, Any]:
+    """Put back what `save_checkpoint` wrote, environments in the middle of their episodes included.
+
+    An environment that does not come back to the same observation starts a new episode; the old one counts as cut off.
+
+    Returns:
+        `progress`.
+    """
+    agent.load_state_dict(state["agent"])
+    random.setstate(state["python_random"])
+    numpy_name, numpy_keys, *numpy_rest = state["numpy_random"]
+    np.random.set_state((numpy_name, numpy_keys.numpy().astype(np.uint32), *numpy_rest))
+    torch.set_rng_state(state["torch_random"])
+    envs.action_space.np_random.bit_generator.state = state["action_space"]
+    for process, value in zip(noise.noises, state["noise"], strict=True):
+        process.noise_prev = value.numpy()
+    for name, array in state["arrays"].items():
+        getattr(rb, name)[: len(array)] = array
+    rb.pos, rb.full = state["replay"]["pos"], state["replay"]["full"]
+
+    progress = state["progress"]
+    obs = progress["obs"].numpy()
+    episodes = [{"start": episode["start"], "actions": list(episode["actions"].numpy())} for episode in state["episodes"]]
+    envs.reset()
+    same = (envs.env.replay(episodes) == obs).all(axis=1)
+    if not same.all():
+        fresh_obs, infos = envs.reset(options={"reset_mask": ~same})
+        obs, envs.env.episodes = np.where(same[:, None], obs, fresh_obs), episodes
+        for index in np.flatnonzero(~same):
+            print(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
+            episodes[index] = {"start": infos["start"][index], "actions": []}
+            noise.reset([index])
+    envs.episode_returns[:] = np.where(same, state["episode_returns"].numpy(), 0)
+    envs.episode_lengths[:] = np.where(same, state["episode_lengths"].numpy(), 0)
+    return progress | {"obs": obs}
+
+
+class Signals:
+    """SIGTERM and SIGINT ask for a stop after the running step, SIGUSR1 for a checkpoint; a second stop exits at once."""
+
+    def __init__(self) -> None:
+        self.stop = self.save = 0
+
+    def __enter__(self) -> "Signals":
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():  # Python takes signals nowhere else
+            self.previous = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS + SAVE_SIGNALS}
+        return self
+
+    def receive(self, number: int, frame) -> None:
+        if number in SAVE_SIGNALS:
+            self.save = number
+            return
+        if self.stop:
+            for process in multiprocessing.active_children():
+                process.kill()
+            os._exit(128 + number)
+        self.stop = number
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 def check_finite(global_step: int, **fields: np.ndarray) -> None:
@@ -724,20 +1146,28 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
     check_args(args)
     check_environment(args)
     device = get_device(args)
-    run_dir = start_run(args, device)
+    run_dir = args.resume or make_run_folder(args)
+    lock = start_run(args, run_dir, device)
+    checkpoint = read_checkpoint(run_dir / "checkpoints") if args.resume else None
+    global_step = checkpoint["progress"]["global_step"] if checkpoint else 0
 
     random.seed(args.seed)
     np.random.seed(args.seed)  # the generator that stable-baselines3's noise and replay buffer draw from
     torch.manual_seed(args.seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
     torch.use_deterministic_algorithms(args.torch_deterministic)
+    guard = DiskGuard()
+    video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     with (
-        contextlib.closing(make_envs(args, run_dir.name)) as envs,
-        SummaryWriter(run_dir) as writer,
-        tqdm(total=args.total_timesteps, unit="step", dynamic_ncols=True, disable=None) as progress,
+        lock,
+        Signals() as signals,
+        contextlib.closing(make_envs(args, run_dir.name, video_name)) as envs,
+        contextlib.closing(EventWriter(run_dir, global_step, guard)) as writer,
+        tqdm(total=args.total_timesteps, initial=global_step, unit="step", dynamic_ncols=True, disable=None) as progress_bar,
     ):
-        table = "\n".join(f"|{name}|{value}|" for name, value in dataclasses.asdict(args).items())
-        writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        if checkpoint is None:
+            table = "\n".join(f"|{name}|{value}|" for name, value in dataclasses.asdict(args).items())
+            writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
         observation_space, action_space = envs.single_observation_space, envs.single_action_space
         envs.action_space.seed(args.seed)
         agent = agent_class(observation_space, action_space, args, device)
@@ -753,13 +1183,39 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
         noise = VectorizedActionNoise(unit_noise, args.num_envs)
         half_range = (action_space.high - action_space.low) / 2
 
-        global_step, updates, trained_step, best_mean = 0, 0, args.learning_starts, -math.inf
+        updates, trained_step, elapsed = 0, args.learning_starts, 0.0
+        evaluations: list[dict[str, float]] = []
         losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
-        status = {"return": "-", "evaluation": "-"}
+        finished = False
+        if checkpoint is None:
+            obs, _ = envs.reset(seed=args.seed)
+            check_finite(global_step, observation=obs)
+        else:
+            progress = load_checkpoint(checkpoint, agent, rb, envs, noise)
+            obs, updates, trained_step = progress["obs"], progress["updates"], progress["trained_step"]
+            evaluations, elapsed = progress["evaluations"], progress["elapsed"]
+            losses |= {name: list(values.to(device)) for name, values in progress["losses"].items()}
+            finished = progress["target_reached"] or global_step >= args.total_timesteps
+            print(f"resumed at step {global_step}")
+        status = {"return": "-", "evaluation": f"{evaluations[-1]['mean']:.1f}" if evaluations else "-"}
+        checkpoint, start_time = None, time.perf_counter() - elapsed
         log_step, log_time = global_step, time.perf_counter()
-        obs, _ = envs.reset(seed=args.seed)
-        check_finite(global_step, observation=obs)
-        while global_step < args.total_timesteps:
+
+        def save() -> None:
+            writer.flush()
+            progress = {
+                "global_step": global_step,
+                "updates": updates,
+                "trained_step": trained_step,
+                "obs": torch.from_numpy(obs),
+                "losses": {name: torch.stack(values).cpu() for name, values in losses.items()},
+                "evaluations": evaluations,
+                "target_reached": finished and global_step < args.total_timesteps,
+                "elapsed": time.perf_counter() - start_time,
+            }
+            save_checkpoint(run_dir / "checkpoints", args.keep_checkpoints, progress, agent, rb, envs, noise)
+
+        while not finished:
             # Act: uniformly random at first, then the actor's action plus noise, within the bounds.
             if global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
@@ -767,7 +1223,11 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 exploration = exploration_noise(args, global_step) * half_range * noise()
                 actions = np.clip(agent.act(obs) + exploration, action_space.low, action_space.high)
             check_finite(global_step, action=actions)  # MuJoCo would take a NaN for a zero
-            next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+            try:
+                next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+            except WorkerError:
+                guard(run_dir / "checkpoints", save)
+                raise
             last_step, global_step = global_step, global_step + args.num_envs
 
             # Store the transition with its true successor: next_obs of an ended episode is the next one's first.
@@ -796,12 +1256,13 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 writer.add_scalar("charts/episodic_return", episode_return, global_step)
                 writer.add_scalar("charts/episodic_length", episode_length, global_step)
                 status["return"] = f"{episode_return:.1f}"
-                progress.set_postfix(status, refresh=False)
-            progress.update(args.num_envs)
+                progress_bar.set_postfix(status, refresh=False)
+            progress_bar.update(args.num_envs)
             finished = global_step >= args.total_timesteps
             evaluation_due = args.eval_frequency > 0 and (crossed(args.eval_frequency, last_step, global_step) or finished)
+            save_due = crossed(args.checkpoint_frequency, last_step, global_step) or signals.save or signals.stop
             log_due = crossed(LOG_FREQUENCY, last_step, global_step) or finished
-            if log_due or evaluation_due:
+            if log_due or evaluation_due or save_due:
                 check_losses(global_step, losses)
             if log_due:
                 for name, values in losses.items():
@@ -811,21 +1272,29 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 writer.add_scalar("charts/SPS", (global_step - log_step) / (now - log_time), global_step)
                 log_step, log_time = global_step, now
             if args.save_model and (evaluation_due or finished):
-                save_model(agent, run_dir / "model.pt")
+                guard(run_dir / "model.pt", save_model, agent, run_dir / "model.pt")
             if evaluation_due:
                 evaluation = evaluate(agent, args, args.eval_episodes, EVALUATION_SEED)
-                log_evaluation(evaluation, global_step, writer, run_dir)
-                mean = evaluation.returns.mean()
-                if mean > best_mean and args.save_model:
-                    best_mean = mean
-                    save_model(agent, run_dir / "best_model.pt")
-                status["evaluation"] = f"{mean:.1f}"
-                log_time = time.perf_counter()  # SPS is the speed of training alone
-                if args.target_return is not None and mean >= args.target_return:
+                log_evaluation(evaluation, global_step, evaluations, writer)
+                means = [row["mean"] for row in evaluations]
+                if args.save_model and means[-1] > max(means[:-1], default=-math.inf):
+                    guard(run_dir / "best_model.pt", save_model, agent, run_dir / "best_model.pt")
+                guard(run_dir / "evaluations.csv", write_evaluations, evaluations, run_dir / "evaluations.csv")
+                status["evaluation"] = f"{means[-1]:.1f}"
+                if args.target_return is not None and means[-1] >= args.target_return:
                     tqdm.write(f"step {global_step}: --target-return {args.target_return} is reached, training ends")
-                    break
+                    finished = True
+            if save_due or finished:
+                guard(run_dir / "checkpoints", save)
+                signals.save = 0
+            if evaluation_due or save_due:
+                log_time = time.perf_counter()  # SPS is the speed of training alone
+            if signals.stop and not finished:
+                tqdm.write(f"stopped at step {global_step}, to go on: python {sys.argv[0]} --resume {run_dir}")
+                raise Stopped(signals.stop)
 
-    final_evaluation(agent, args, run_dir)
+        if not (args.resume and (run_dir / "evaluation.json").exists() and global_step == log_step):
+            final_evaluation(agent, args, run_dir)
     if args.track:
         import wandb
 
@@ -845,7 +1314,22 @@ def load_args(run_dir: Path, args_class: type[Args] = Args) -> Args:
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
         return args_class(**{name: value for name, value in values.items() if name in names})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"--evaluate {run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
+        raise UsageError(f"{run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
+
+
+def parse_saved_args(args_class: type[Args], argv: list[str], run_dir: Path, may_change: set[str]) -> Args:
+    """The arguments of a saved run, with the changes that the command line makes to them.
+
+    Raises:
+        UsageError: for a change that would make it another run, with the saved and the requested value.
+    """
+    saved = load_args(run_dir, args_class)
+    args = parse_args(args_class, argv, saved)
+    for name in vars(args):
+        if name not in may_change and getattr(args, name) != getattr(saved, name):
+            flag, requested = f"--{name.replace('_', '-')}", getattr(args, name)
+            raise UsageError(f"{flag} {requested}: must be {getattr(saved, name)}, as saved in {run_dir}, or left out")
+    return args
 
 
 def evaluate_run(args: Args, agent_class: type = DDPG) -> Evaluation:
@@ -914,18 +1398,19 @@ def main(args_class: type[Args] = Args, agent_class: type = DDPG) -> None:
     warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # no: each run has its folder, each video its name
     try:
         args = parse_args(args_class, sys.argv[1:], args_class())
-        if args.evaluate is None:
+        if args.evaluate and args.resume:
+            raise UsageError(f"--evaluate {args.evaluate}: must be left out with --resume {args.resume}")
+        if args.evaluate:
+            may_change = {"evaluate", "capture_video", "cuda"}
+            evaluate_run(parse_saved_args(args_class, sys.argv[1:], args.evaluate, may_change), agent_class)
+        elif args.resume:
+            frequencies = {"eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
+            may_change = {"resume", "total_timesteps", "track", "capture_video"} | frequencies
+            train(parse_saved_args(args_class, sys.argv[1:], args.resume, may_change), agent_class)
+        else:
             train(args, agent_class)
-            return
-        saved = load_args(args.evaluate, args_class)
-        args = parse_args(args_class, sys.argv[1:], saved)
-        for name in (field.name for field in dataclasses.fields(args)):
-            if name not in ("evaluate", "capture_video", "cuda") and getattr(args, name) != getattr(saved, name):
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {getattr(args, name)}: must be {getattr(saved, name)}, as saved in "
-                    f"{args.evaluate}, or left out"
-                )
-        evaluate_run(args, agent_class)
+    except Stopped as stop:
+        sys.exit(128 + stop.args[0])
     except (UsageError, TrainingError) as error:
         sys.unraisablehook = lambda _: None  # a renderer that failed to open complains again when it is collected
         print("error:", " ".join(str(error).split()), file=sys.stderr)

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def load(run: Path) -> tuple[str, np.ndarray, np.ndarray]:

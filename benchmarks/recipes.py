@@ -183,7 +183,7 @@ def table() -> str:
         results = sorted((row for row in read_results() if row["task"] == task), key=lambda row: int(row["seed"]))
         for row in results:
             rows.append(
-                f"| {recipe.title} | {'report' if recipe.goal is None else recipe.goal} | {row['seed']} | {int(row['steps']):,} "
+                f"| {recipe.title} | {recipe.goal or 'report'} | {row['seed']} | {int(row['steps']):,} "
                 f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f} |"
             )
         commands.append(f"### {recipe.title}\n\n```bash\n{command(recipe)}\n```\n")

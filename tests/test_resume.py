@@ -1,0 +1,84 @@
+"""A run killed with SIGKILL and resumed ends as the run that was not: the same bits in all that it leaves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, scalars
+from fingerprint import fingerprint
+
+SHORT = (
+    "--total-timesteps 600 --learning-starts 150 --buffer-size 256 --batch-size 32 --hidden-sizes 32 32 --no-cuda "
+    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1"
+)
+
+
+def run_killed(cwd: Path, moment: str, number: int, *arguments: str) -> subprocess.CompletedProcess:
+    cwd.mkdir(exist_ok=True)
+    command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+
+
+def only_run(cwd: Path) -> Path:
+    (run_dir,) = (cwd / "runs").iterdir()
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The fingerprint of a run left alone, computed once for each command line."""
+    known = {}
+
+    def uninterrupted(arguments: str) -> dict[str, str]:
+        if arguments not in known:
+            cwd = tmp_path_factory.mktemp("uninterrupted")
+            done = run_killed(cwd, "step", 0, *arguments.split())
+            assert done.returncode == 0, done.stderr
+            known[arguments] = fingerprint(only_run(cwd))
+        return known[arguments]
+
+    return uninterrupted
+
+
+CASES = [
+    ("Pendulum-v1 --num-envs 1", "step", 60),  # before the first checkpoint
+    ("Pendulum-v1 --num-envs 3 --noise ou --normalization batch", "step", 45),  # while warming up, after one
+    ("InvertedPendulum-v5 --num-envs 1", "update", 77),  # between two checkpoints
+    ("InvertedPendulum-v5 --num-envs 3 --vectorization async --exploration-noise-end 0.0", "step", 117),
+    ("Hopper-v4 --num-envs 1", "write", 14),  # inside the writing of the third checkpoint
+    ("Hopper-v4 --num-envs 3 --vectorization async --train-frequency 7 --gradient-steps -1", "rename", 3),
+    ("Ant-v5 --num-envs 1", "step", 555),  # after the replay buffer wrapped
+    ("Ant-v5 --num-envs 3 --reward-scale 0.5", "evaluate", 2),
+]
+
+
+@pytest.mark.parametrize(("task", "moment", "number"), CASES)
+def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, task, moment, number):
+    arguments = f"--env-id {task} {SHORT}"
+    done = run_killed(tmp_path, moment, number, *arguments.split())
+    assert done.returncode == -9, done.stderr
+    run_dir = only_run(tmp_path)
+    done = run_killed(tmp_path, "step", 0, "--resume", str(run_dir))
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(run_dir) == uninterrupted(arguments)
+    for tag, events in scalars(run_dir).items():  # each step once and in order
+        steps = [step for step, _ in events]
+        assert steps == sorted(steps), tag
+        assert tag == "charts/SPS" or len(set(steps)) == len(steps) or "--num-envs 3" in task, tag
+
+
+def test_a_resumed_resume(uninterrupted, tmp_path):
+    """Killed three times: while training, while writing a checkpoint after the first resume, and while evaluating."""
+    arguments = f"--env-id Pendulum-v1 --num-envs 1 {SHORT}"
+    assert run_killed(tmp_path, "step", 250, *arguments.split()).returncode == -9
+    run_dir = only_run(tmp_path)
+    assert run_killed(tmp_path, "fsync", 20, "--resume", str(run_dir)).returncode == -9
+    assert run_killed(tmp_path, "evaluate", 1, "--resume", str(run_dir)).returncode == -9
+    done = run_killed(tmp_path, "step", 0, "--resume", str(run_dir))
+    assert done.returncode == 0, done.stderr
+    assert fingerprint(run_dir) == uninterrupted(arguments)
