@@ -435,7 +435,7 @@ class WorkerEnvs(AsyncVectorEnv):
     """
 
     def __init__(self, env_fns: list[Callable[[], gym.Env]], timeout: float, **kwargs):
-        self.timeout = timeout
+        self.timeout, self.broken = timeout, False
         super().__init__([partial(in_worker, env_fn) for env_fn in env_fns], **kwargs)
 
     def step(self, actions):
@@ -443,6 +443,7 @@ class WorkerEnvs(AsyncVectorEnv):
             self.step_async(actions)
             return self.step_wait(self.timeout)
         except (EOFError, OSError, multiprocessing.TimeoutError) as error:
+            self.broken = True
             for process in self.processes:
                 process.join(0.1)  # a pipe breaks a moment before its process has an exit status
             dead = [index for index, process in enumerate(self.processes) if not process.is_alive()]
@@ -452,7 +453,7 @@ class WorkerEnvs(AsyncVectorEnv):
             raise WorkerError(f"asynchronous environments: {', '.join(what)}") from error
 
     def close_extras(self, **kwargs):
-        if self._state.value == "default" and all(process.is_alive() for process in self.processes):
+        if not self.broken:
             super().close_extras(**kwargs)
             return
         for process in self.processes:  # one that hangs would not hear a polite request
@@ -792,24 +793,24 @@ def get_device(args: Args) -> torch.device:
 
 
 class DiskGuard:
-    """Calls functions that write; a full disk is a warning, the third in a row the end of the run.
+    """Calls functions that write files; a full disk is a warning, the third time in a row for one file the end of the run.
 
     Raises:
-        TrainingError: at the third failure in a row.
+        TrainingError: at that third time.
     """
 
     def __init__(self) -> None:
-        self.failures = 0
+        self.failures: dict[Path, int] = defaultdict(int)
 
-    def __call__(self, what: Path, write: Callable, *values: Any) -> None:
+    def __call__(self, path: Path, write: Callable, *values: Any) -> None:
         try:
             write(*values)
-            self.failures = 0
+            self.failures[path] = 0
         except OSError as error:
-            self.failures += 1
-            tqdm.write(f"warning: {what} could not be written ({error.strerror or error}), {self.failures} in a row")
-            if self.failures == WRITE_ATTEMPTS:
-                raise TrainingError(f"{what} could not be written, nor what came before it: {error.strerror}") from error
+            self.failures[path] += 1
+            tqdm.write(f"warning: {path} could not be written ({error.strerror or error})")
+            if self.failures[path] == WRITE_ATTEMPTS:
+                raise TrainingError(f"{path} could not be written {WRITE_ATTEMPTS} times in a row: {error}") from error
 
 
 class EventWriter(SummaryWriter):
@@ -1017,11 +1018,14 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     """
     checkpoints = list_checkpoints(folder)
     for place in checkpoints:
-        if is_whole(place):
+        try:
+            if not is_whole(place):
+                raise ValueError("its files are not as they were written")
             state = torch.load(place / "state.pt", map_location="cpu", weights_only=True)
             arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in REPLAY_ARRAYS}
             return state | {"arrays": arrays}
-        print(f"checkpoint {place} is damaged and passed over")
+        except Exception as error:  # forged files fail in as many ways as there are
+            print(f"checkpoint {place} is damaged and passed over ({' '.join(str(error).split())[:100]})")
     if checkpoints:
         raise UsageError(f"--resume {folder.parent}: must hold a whole checkpoint, and all of them are damaged")
     return None
@@ -1199,7 +1203,8 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             print(f"resumed at step {global_step}")
         status = {"return": "-", "evaluation": f"{evaluations[-1]['mean']:.1f}" if evaluations else "-"}
         checkpoint, start_time = None, time.perf_counter() - elapsed
-        log_step, log_time = global_step, time.perf_counter()
+        start_step = log_step = global_step
+        log_time = time.perf_counter()
 
         def save() -> None:
             writer.flush()
@@ -1277,7 +1282,7 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 evaluation = evaluate(agent, args, args.eval_episodes, EVALUATION_SEED)
                 log_evaluation(evaluation, global_step, evaluations, writer)
                 means = [row["mean"] for row in evaluations]
-                if args.save_model and means[-1] > max(means[:-1], default=-math.inf):
+                if args.save_model and means[-1] == max(means):
                     guard(run_dir / "best_model.pt", save_model, agent, run_dir / "best_model.pt")
                 guard(run_dir / "evaluations.csv", write_evaluations, evaluations, run_dir / "evaluations.csv")
                 status["evaluation"] = f"{means[-1]:.1f}"
@@ -1293,8 +1298,10 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 tqdm.write(f"stopped at step {global_step}, to go on: python {sys.argv[0]} --resume {run_dir}")
                 raise Stopped(signals.stop)
 
-        if not (args.resume and (run_dir / "evaluation.json").exists() and global_step == log_step):
+        if global_step > start_step or not (run_dir / "evaluation.json").exists():
             final_evaluation(agent, args, run_dir)
+        else:
+            print(f"{run_dir} is finished: a larger --total-timesteps than {args.total_timesteps} goes on with it")
     if args.track:
         import wandb
 

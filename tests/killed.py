@@ -1,6 +1,7 @@
-"""Run the script and SIGKILL it from within at an exact moment: python killed.py FUNCTION N [the script's arguments].
+"""Run the script and signal it from within at an exact moment: python killed.py FUNCTION N SIGNALS [its arguments].
 
-FUNCTION is one of the names in `MOMENTS`; the N-th call of it, counted from 1, does not return. With N = 0 nothing dies.
+FUNCTION is one of the names in `MOMENTS`; at its N-th call, counted from 1, each of SIGNALS ("KILL", "TERM,TERM") is sent.
+With N = 0 nothing happens.
 """
 
 import os
@@ -22,21 +23,22 @@ MOMENTS = {
 }
 
 
-def die_at_call(owner: object, name: str, number: int) -> None:
+def signal_at_call(owner: object, name: str, number: int, signals: str) -> None:
     function, calls = getattr(owner, name), 0
 
     def counted(*values, **named):
         nonlocal calls
         calls += 1
         if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+            for sent in signals.split(","):
+                os.kill(os.getpid(), getattr(signal, f"SIG{sent}"))
         return function(*values, **named)
 
     setattr(owner, name, counted)
 
 
 if __name__ == "__main__":
-    moment, number = sys.argv[1], int(sys.argv[2])
-    die_at_call(*MOMENTS[moment], number)
-    sys.argv[1:] = sys.argv[3:]
+    moment, number, signals = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    signal_at_call(*MOMENTS[moment], number, signals)
+    sys.argv[1:] = sys.argv[4:]
     ddpg.main()

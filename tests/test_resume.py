@@ -15,9 +15,8 @@ SHORT = (
 )
 
 
-def run_killed(cwd: Path, moment: str, number: int, *arguments: str) -> subprocess.CompletedProcess:
-    cwd.mkdir(exist_ok=True)
-    command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), *arguments]
+def run_killed(cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL") -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), signals, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300

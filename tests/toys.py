@@ -1,5 +1,8 @@
 """Environments with a known answer. A script started by a test reaches them as --env-id toys:NAME."""
 
+import os
+import signal
+
 import gymnasium as gym
 import numpy as np
 
@@ -126,6 +129,25 @@ class NotFinite(Counter):
         return obs, reward, terminated, truncated, info
 
 
+class Failing(PendulumLike):
+    """The environment of index 1 (of a run with seed 1) dies or hangs at its 50th step."""
+
+    def __init__(self, how, render_mode=None):
+        super().__init__(render_mode)
+        self.how, self.total = how, 0
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.index = seed - 1
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.total += 1
+        if self.index == 1 and self.total == 50:
+            os._exit(3) if self.how == "die" else signal.pause()
+        return super().step(action)
+
+
 class Unfit(Toy):
     """Spaces that DDPG cannot take."""
 
@@ -151,3 +173,5 @@ gym.register("HugeReward-v0", NotFinite, kwargs={"field": "reward", "value": 1e3
 gym.register("UnboundedActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(-np.inf, np.inf, (1,))})
 gym.register("ImageObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
 gym.register("DictObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (1,)))})
+gym.register("Dying-v0", Failing, kwargs={"how": "die"})
+gym.register("Hanging-v0", Failing, kwargs={"how": "hang"})
