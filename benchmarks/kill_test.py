@@ -1,0 +1,126 @@
+"""Kill runs with SIGKILL at random moments, resume them, and compare them with the runs that were left alone.
+
+    python benchmarks/kill_test.py --trials 100
+
+Compared are SHA-256 sums of the weights, the optimisers, the replay buffer, the generators, the environments, the logged
+scalars, the evaluations and the final result. Prints a line per trial, then trials, survivors and the first difference;
+the status is 1 if there is one. The trials go to benchmarks/results/kill_test.csv.
+"""
+
+import csv
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fingerprint import fingerprint  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "kill_test.csv"
+FLAGS = (
+    "--total-timesteps 1200 --learning-starts 300 --buffer-size 600 --batch-size 64 --hidden-sizes 64 64 --no-cuda "
+    "--max-episode-steps 100 --checkpoint-frequency 60 --eval-frequency 400 --eval-episodes 1"
+)
+TASKS = [
+    f"--env-id {env_id} --num-envs {environments}"
+    for env_id in ("Pendulum-v1", "InvertedPendulum-v5", "Hopper-v4", "Ant-v5")
+    for environments in ("1", "3", "1 --vectorization async", "3 --vectorization async")
+]
+
+
+@dataclass
+class Options:
+    """Kill and resume."""
+
+    trials: int = 20
+    """runs to kill"""
+    jobs: int = 2
+    """runs side by side"""
+    seed: int = 0
+    """of the choice of tasks and moments"""
+
+
+def start(cwd: str, *arguments: str) -> subprocess.Popen:
+    """Start the script."""
+    command = [sys.executable, str(ROOT / "ddpg_continuous_action.py"), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(run: subprocess.Popen) -> None:
+    """Wait for the script's success."""
+    output, _ = run.communicate()
+    if run.returncode != 0:
+        raise RuntimeError(output)
+
+
+def reference(task: str) -> tuple[dict[str, str], float]:
+    """The fingerprint of a run left alone, and the seconds from its first line to its end."""
+    with tempfile.TemporaryDirectory() as cwd:
+        run = start(cwd, *task.split(), *FLAGS.split())
+        for line in run.stdout:
+            if line.startswith("training on"):
+                break
+        begin = time.perf_counter()
+        finish(run)
+        return fingerprint(next(Path(cwd, "runs").iterdir())), time.perf_counter() - begin
+
+
+def trial(task: str, expected: dict[str, str], delay: float) -> tuple[str, list[str]]:
+    """Kill a run after `delay` seconds and resume it; returns where it was killed and the parts that differ."""
+    with tempfile.TemporaryDirectory() as cwd:
+        run = start(cwd, *task.split(), *FLAGS.split())
+        for line in run.stdout:
+            if line.startswith("training on"):
+                break
+        time.sleep(delay)
+        run.kill()
+        run.communicate()
+        run_dir = next(Path(cwd, "runs").iterdir())
+        names = [path.name for path in (run_dir / "checkpoints").glob("*")]
+        finished = max((int(name) for name in names if name.isdigit()), default=0)
+        where = f"after checkpoint {finished}" + (", while writing one" if any(name.endswith(".tmp") for name in names) else "")
+        finish(start(cwd, "--resume", str(run_dir)))
+        found = fingerprint(run_dir)
+        return where, [part for part in expected if found[part] != expected[part]]
+
+
+def main(options: Options) -> int:
+    """Run the trials; returns the number of runs that did not end as the one left alone."""
+    choose = random.Random(options.seed)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        references = dict(zip(TASKS, pool.map(reference, TASKS), strict=True))
+        tasks = [choose.choice(TASKS) for _ in range(options.trials)]
+        delays = [choose.uniform(0, references[task][1]) for task in tasks]
+        rows = []
+        runs = pool.map(trial, tasks, [references[task][0] for task in tasks], delays)
+        for number, (task, delay, (where, differences)) in enumerate(zip(tasks, delays, runs, strict=True), 1):
+            rows.append(
+                {"trial": number, "task": task, "seconds": f"{delay:.3f}", "killed": where, "differs": " ".join(differences)}
+            )
+            print(
+                f"{number:4} {task:60} killed {where:40} {'differs: ' + ' '.join(differences) if differences else 'same'}",
+                flush=True,
+            )
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "w", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    different = [row for row in rows if row["differs"]]
+    print(f"{len(rows)} trials, {len(rows) - len(different)} ended bit-identical", end="; ")
+    print(f"first difference: trial {different[0]['trial']}, {different[0]['differs']}" if different else "no difference")
+    return len(different)
+
+
+if __name__ == "__main__":
+    sys.exit(1 if main(tyro.cli(Options)) else 0)
