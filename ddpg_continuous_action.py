@@ -845,6 +845,12 @@ class EventWriter(SummaryWriter):
             super().close()
 
 
+def settings_of(args: Args, device: torch.device) -> dict[str, Any]:
+    """What a run depends on, in plain values: its arguments, the versions and the device."""
+    values = dataclasses.asdict(dataclasses.replace(args, resume=None, evaluate=None))
+    return {"args": values, "versions": versions(), "device": str(device)}
+
+
 def start_run(args: Args, run_dir: Path, device: torch.device) -> filelock.BaseFileLock:
     """Take the run's folder for this process, write its args.json and, with --track, start Weights and Biases.
 
@@ -877,9 +883,7 @@ def start_run(args: Args, run_dir: Path, device: torch.device) -> filelock.BaseF
             if args.resume is None:
                 shutil.rmtree(run_dir)
             raise UsageError(f"--track True: Weights and Biases did not start: {error}") from error
-    saved = dataclasses.asdict(dataclasses.replace(args, resume=None))
-    settings = {"args": saved, "versions": versions(), "device": str(device)}
-    text = json.dumps(settings, indent=2, default=str) + "\n"
+    text = json.dumps(settings_of(args, device), indent=2) + "\n"
     replace_file(run_dir / "args.json", lambda file: file.write(text.encode()))
     print(f"training on {args.env_id} ({device}), the run's folder is {run_dir}")
     return lock
@@ -1187,6 +1191,7 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
         noise = VectorizedActionNoise(unit_noise, args.num_envs)
         half_range = (action_space.high - action_space.low) / 2
 
+        settings = settings_of(args, device)
         updates, trained_step, elapsed = 0, args.learning_starts, 0.0
         evaluations: list[dict[str, float]] = []
         losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
@@ -1201,6 +1206,8 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             losses |= {name: list(values.to(device)) for name, values in progress["losses"].items()}
             finished = progress["target_reached"] or global_step >= args.total_timesteps
             print(f"resumed at step {global_step}")
+            if progress["settings"]["versions"] != settings["versions"]:
+                print(f"with other versions than {progress['settings']['versions']}: the result may differ")
         status = {"return": "-", "evaluation": f"{evaluations[-1]['mean']:.1f}" if evaluations else "-"}
         checkpoint, start_time = None, time.perf_counter() - elapsed
         start_step = log_step = global_step
@@ -1217,6 +1224,7 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 "evaluations": evaluations,
                 "target_reached": finished and global_step < args.total_timesteps,
                 "elapsed": time.perf_counter() - start_time,
+                "settings": settings,
             }
             save_checkpoint(run_dir / "checkpoints", args.keep_checkpoints, progress, agent, rb, envs, noise)
 
@@ -1276,6 +1284,7 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
                 now = time.perf_counter()
                 writer.add_scalar("charts/SPS", (global_step - log_step) / (now - log_time), global_step)
                 log_step, log_time = global_step, now
+            pause = time.perf_counter()  # charts/SPS is the speed of training alone
             if args.save_model and (evaluation_due or finished):
                 guard(run_dir / "model.pt", save_model, agent, run_dir / "model.pt")
             if evaluation_due:
@@ -1292,16 +1301,16 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             if save_due or finished:
                 guard(run_dir / "checkpoints", save)
                 signals.save = 0
-            if evaluation_due or save_due:
-                log_time = time.perf_counter()  # SPS is the speed of training alone
-            if signals.stop and not finished:
+            log_time += time.perf_counter() - pause
+            if signals.stop:
                 tqdm.write(f"stopped at step {global_step}, to go on: python {sys.argv[0]} --resume {run_dir}")
                 raise Stopped(signals.stop)
 
         if global_step > start_step or not (run_dir / "evaluation.json").exists():
             final_evaluation(agent, args, run_dir)
         else:
-            print(f"{run_dir} is finished: a larger --total-timesteps than {args.total_timesteps} goes on with it")
+            goal = "" if progress["target_reached"] else f", a --total-timesteps above {args.total_timesteps} goes on with it"
+            print(f"{run_dir} is finished at step {global_step}{goal}")
     if args.track:
         import wandb
 

@@ -36,7 +36,7 @@ def sha(value) -> str:
 def fingerprint(run_dir: Path) -> dict[str, str]:
     """SHA-256 of the parts of a finished run: weights, optimisers, replay, environments, scalars, evaluations, results."""
     state = ddpg.read_checkpoint(run_dir / "checkpoints")
-    progress = {name: value for name, value in state["progress"].items() if name != "elapsed"}
+    progress = {name: value for name, value in state["progress"].items() if name not in ("elapsed", "settings")}
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     scalars = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]

@@ -335,6 +335,16 @@ def test_poisoned_weights_are_not_saved(run, tmp_path):
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["000000000100", "000000000150"]
 
 
+def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
+    run_dir = run(quick_args()).run_dir
+    args = ddpg.load_args(run_dir)
+    args.resume, args.total_timesteps = run_dir, 350
+    now = ddpg.versions()
+    monkeypatch.setattr(ddpg, "versions", lambda: now | {"torch": "9.9"})
+    run(args)
+    assert f"other versions than {now}" in capsys.readouterr().out
+
+
 def test_a_run_moved_elsewhere_is_resumed_there(tmp_path):
     done = run_killed(tmp_path, "step", 150, *f"{TOY} --checkpoint-frequency 100".split())
     assert done.returncode == -9
