@@ -43,8 +43,8 @@ RECIPES = {
     "pendulum": Recipe(
         "Pendulum-v1",
         "--env-id Pendulum-v1 --total-timesteps 30000 --learning-starts 1000 --eval-frequency 2000 "
-        "--noise ou --exploration-noise 0.2 --critic-loss huber --actor-learning-rate 5e-4 --critic-learning-rate 1e-3 "
-        "--gamma 0.98 --batch-size 128 --hidden-sizes 64 64 --buffer-size 30000",
+        "--noise ou --exploration-noise 0.3 --critic-loss huber --actor-learning-rate 5e-4 --critic-learning-rate 1e-3 "
+        "--gamma 0.98 --batch-size 128 --buffer-size 30000",
         -200,
     ),
     "mountain_car": Recipe(
@@ -55,10 +55,10 @@ RECIPES = {
     ),
     "inverted_pendulum": Recipe(
         "InvertedPendulum-v5",
-        """--env-id InvertedPendulum-v5 --env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 300000 """
-        "--learning-starts 5000 --eval-frequency 20000 --target-return 1000 --num-envs 32 --gradient-steps 8 "
+        """--env-id InvertedPendulum-v5 --env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 """
+        "--learning-starts 5000 --eval-frequency 10000 --eval-episodes 20 --num-envs 32 --gradient-steps 8 "
         "--reward-scale 0.1 --exploration-noise 0.3 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
-        "--learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 300000",
+        "--learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 150000",
         950,
     ),
     "hopper": Recipe("Hopper-v4", "--env-id Hopper-v4", None),

@@ -73,12 +73,15 @@ def test_logged_returns_are_the_sums_of_the_stored_rewards(run):
     assert len(lengths) > 20
 
 
-@pytest.mark.parametrize(("policy_frequency", "steps"), [(1, [200, 300]), (3, [200, 300]), (150, [300]), (1000, [])])
+@pytest.mark.parametrize(
+    ("policy_frequency", "steps"), [(1, [200, 300, 400, 500]), (3, [200, 300, 400, 500]), (150, [300, 400]), (1000, [])]
+)
 def test_an_actor_loss_is_logged_only_if_it_is_new(run, policy_frequency, steps):
-    parts = run(quick_args(policy_frequency=policy_frequency))
+    """(An update of the actor is the 150th and the 300th, at steps 250 and 400.)"""
+    parts = run(quick_args(policy_frequency=policy_frequency, total_timesteps=500))
     assert [step for step, _ in parts.scalars.get("losses/actor_loss", [])] == steps
-    assert [step for step, _ in parts.scalars["losses/q_loss"]] == [200, 300]
-    assert [step for step, _ in parts.scalars["losses/q_est"]] == [200, 300]
+    assert [step for step, _ in parts.scalars["losses/q_loss"]] == [200, 300, 400, 500]
+    assert [step for step, _ in parts.scalars["losses/q_est"]] == [200, 300, 400, 500]
 
 
 def test_the_clock_counts_all_environments(run):

@@ -1,5 +1,6 @@
 """Environments with a known answer. A script started by a test reaches them as --env-id toys:NAME."""
 
+import copy
 import os
 import signal
 
@@ -18,6 +19,7 @@ class Toy(gym.Env):
 
     def __init__(self, render_mode: str | None = None):
         self.render_mode = render_mode
+        self.action_space = copy.deepcopy(self.action_space)  # with a generator of its own, as real environments have
 
     def render(self) -> np.ndarray:
         return np.zeros((16, 16, 3), np.uint8)

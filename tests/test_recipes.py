@@ -1,0 +1,54 @@
+"""The README's recipes: their commands run, and their table says what the results file says."""
+
+import shlex
+import sys
+
+import pytest
+from conftest import ROOT
+
+import ddpg_continuous_action as ddpg
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import recipes
+
+SHORT = "--total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
+
+
+@pytest.mark.parametrize("task", recipes.RECIPES)
+def test_a_recipe_runs(run, task):
+    """Its own flags, for a few hundred steps."""
+    arguments = shlex.split(recipes.RECIPES[task].flags)
+    args = ddpg.parse_args(ddpg.Args, arguments, ddpg.Args())
+    assert args.env_id == recipes.RECIPES[task].title
+    ddpg.check_args(args)
+    assert (run(ddpg.parse_args(ddpg.Args, [*arguments, *SHORT.split()], ddpg.Args())).run_dir / "evaluation.json").exists()
+
+
+def test_the_readme_and_the_results_agree():
+    before, rest = (ROOT / "README.md").read_text().split(recipes.MARKS[0])
+    assert rest.split(recipes.MARKS[1])[0] == recipes.table()
+
+
+def test_finished_seeds_are_not_run_again_and_a_failing_one_stops_no_other(tmp_path, monkeypatch):
+    """Seed 2 fails; the next call runs it alone. A row of another command counts as not run."""
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results" / "recipes.csv")
+    ran, broken = [], {2}
+
+    def run_seed(task, seed, children):
+        ran.append(seed)
+        if seed in broken:
+            raise RuntimeError("broken")
+        return dict.fromkeys(recipes.COLUMNS, 0) | {
+            "task": task,
+            "seed": seed,
+            "command": recipes.command(recipes.RECIPES[task]),
+        }
+
+    monkeypatch.setattr(recipes, "run_seed", run_seed)
+    options = recipes.Options(task="pendulum", seeds=(1, 2, 3))
+    assert recipes.run_all(options) == 1 and sorted(ran) == [1, 2, 3]
+    ran.clear(), broken.clear()
+    assert recipes.run_all(options) == 0 and ran == [2]
+    monkeypatch.setitem(recipes.RECIPES, "pendulum", recipes.RECIPES["pendulum"]._replace(flags="--env-id Pendulum-v1"))
+    ran.clear()
+    assert recipes.run_all(options) == 0 and sorted(ran) == [1, 2, 3]
