@@ -5,7 +5,7 @@ is `train` and `DDPG.update` below); Silver et al., 2014, "Deterministic policy 
 al., 2018, arXiv:1802.09477, for the delayed actor and target updates.
 
     python ddpg_continuous_action.py --env-id Hopper-v4          # train; everything lands in runs/<run name>/
-    tensorboard --logdir runs                                    # watch
+    python ddpg_continuous_action.py --resume runs/<run name>    # go on after a crash, as if it had not happened
     python ddpg_continuous_action.py --evaluate runs/<run name>  # evaluate (and with --capture-video, film) a run
 """
 
@@ -654,6 +654,9 @@ def evaluate(
 
     Returns:
         undiscounted returns (episodes,), lengths in steps (episodes,) and q_bias.
+
+    Raises:
+        TrainingError: if a return is not finite.
     """
     env = make_env(args, video_folder=video_folder, video_name=video_name)
     returns, lengths, q_errors = [], [], []
@@ -669,6 +672,8 @@ def evaluate(
         for value, reward in zip(values[-2::-1], reversed(rewards), strict=True):
             discounted_return = reward + args.gamma * discounted_return
             q_errors.append(value - discounted_return)
+        if not math.isfinite(sum(rewards)):
+            raise TrainingError(f"evaluation: the return of episode {episode} is not finite")
         returns.append(sum(rewards))
         lengths.append(len(rewards))
     env.close()
@@ -777,7 +782,7 @@ def final_evaluation(agent, args: Args, run_dir: Path) -> Evaluation:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    (run_dir / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    replace_file(run_dir / f"{name}.json", lambda file: file.write(json.dumps(result, indent=2).encode() + b"\n"))
     print(
         f"final evaluation: {mean:.1f} +- {std:.1f} over {FINAL_EVALUATION_EPISODES} episodes of {args.env_id} "
         f"({models[0].name if models else 'latest networks'}), written to {run_dir / name}.json"
@@ -883,8 +888,8 @@ def start_run(args: Args, run_dir: Path, device: torch.device) -> filelock.BaseF
             if args.resume is None:
                 shutil.rmtree(run_dir)
             raise UsageError(f"--track True: Weights and Biases did not start: {error}") from error
-    text = json.dumps(settings_of(args, device), indent=2) + "\n"
-    replace_file(run_dir / "args.json", lambda file: file.write(text.encode()))
+    settings = json.dumps(settings_of(args, device), indent=2).encode() + b"\n"
+    replace_file(run_dir / "args.json", lambda file: file.write(settings))
     print(f"training on {args.env_id} ({device}), the run's folder is {run_dir}")
     return lock
 

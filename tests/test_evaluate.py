@@ -72,3 +72,9 @@ def test_a_saved_run_gives_its_own_result_again(run):
     ddpg.evaluate_run(saved)
     first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluation-2.json"))
     assert first["returns"] == second["returns"] and first["model"] == second["model"] == "best_model.pt"
+
+
+def test_a_return_not_finite_is_an_error():
+    args = quick_args(env_id="NaNReward-v0")
+    with pytest.raises(ddpg.TrainingError, match="episode 29 is not finite"):
+        ddpg.evaluate(agent_for(args), args, 40, seed=0)
