@@ -783,7 +783,7 @@ def final_evaluation(agent, args: Args, run_dir: Path) -> Evaluation:
         "versions": versions(),
     }
     replace_file(run_dir / f"{name}.json", lambda file: file.write(json.dumps(result, indent=2).encode() + b"\n"))
-    print(
+    tqdm.write(
         f"final evaluation: {mean:.1f} +- {std:.1f} over {FINAL_EVALUATION_EPISODES} episodes of {args.env_id} "
         f"({models[0].name if models else 'latest networks'}), written to {run_dir / name}.json"
     )
@@ -1160,8 +1160,8 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
     check_environment(args)
     device = get_device(args)
     run_dir = args.resume or make_run_folder(args)
-    lock = start_run(args, run_dir, device)
     checkpoint = read_checkpoint(run_dir / "checkpoints") if args.resume else None
+    lock = start_run(args, run_dir, device)
     global_step = checkpoint["progress"]["global_step"] if checkpoint else 0
 
     random.seed(args.seed)

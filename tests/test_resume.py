@@ -46,7 +46,8 @@ def uninterrupted(tmp_path_factory):
 
 CASES = [
     ("Pendulum-v1 --num-envs 1", "step", 60),  # before the first checkpoint
-    ("Pendulum-v1 --num-envs 3 --noise ou --normalization batch", "step", 45),  # while warming up, after one
+    ("Pendulum-v1 --num-envs 3 --noise ou --normalization batch", "step", 145),
+    ("InvertedPendulum-v5 --num-envs 1", "step", 120),  # while warming up, after one
     ("InvertedPendulum-v5 --num-envs 1", "update", 77),  # between two checkpoints
     ("InvertedPendulum-v5 --num-envs 3 --vectorization async --exploration-noise-end 0.0", "step", 117),
     ("Hopper-v4 --num-envs 1", "write", 14),  # inside the writing of the third checkpoint
