@@ -194,6 +194,7 @@ def test_a_disk_that_stays_full_stops_the_run_in_order(run, monkeypatch, tmp_pat
     assert ddpg.read_checkpoint(run_dir / "checkpoints")["progress"]["global_step"] == 50
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_under_tensorboard_is_survived(run, monkeypatch, capsys):
     monkeypatch.setattr(RecordWriter, "write", failing(RecordWriter.write, {20}))
     parts = run(quick_args(env_id="Counter-v0", total_timesteps=1000, learning_starts=900))
