@@ -75,17 +75,23 @@ def reference(task: str) -> tuple[dict[str, str], float]:
         return fingerprint(next(Path(cwd, "runs").iterdir())), time.perf_counter() - begin
 
 
-def trial(task: str, expected: dict[str, str], delay: float) -> tuple[str, list[str]]:
-    """Kill a run after `delay` seconds and resume it; returns where it was killed and the parts that differ."""
+def trial(task: str, expected: dict[str, str], after: int, delay: float) -> tuple[str, list[str]]:
+    """Kill a run `delay` seconds after it began its `after`-th checkpoint, and resume it.
+
+    Returns:
+        where it was killed, and the parts that differ.
+    """
     with tempfile.TemporaryDirectory() as cwd:
         run = start(cwd, *task.split(), *FLAGS.split())
         for line in run.stdout:
             if line.startswith("training on"):
                 break
+        run_dir = next(Path(cwd, "runs").iterdir())
+        while after > 0 and run.poll() is None and not list((run_dir / "checkpoints").glob(f"{60 * after:012d}*")):
+            time.sleep(0.002)
         time.sleep(delay)
         run.kill()
         run.communicate()
-        run_dir = next(Path(cwd, "runs").iterdir())
         names = [path.name for path in (run_dir / "checkpoints").glob("*")]
         finished = max((int(name) for name in names if name.isdigit()), default=0)
         where = f"after checkpoint {finished}" + (", while writing one" if any(name.endswith(".tmp") for name in names) else "")
@@ -100,13 +106,12 @@ def main(options: Options) -> int:
     with ThreadPoolExecutor(options.jobs) as pool:
         references = dict(zip(TASKS, pool.map(reference, TASKS), strict=True))
         tasks = [choose.choice(TASKS) for _ in range(options.trials)]
-        delays = [choose.uniform(0, references[task][1]) for task in tasks]
+        after = [choose.randrange(1200 // 60) for _ in tasks]
+        delays = [choose.uniform(0, references[task][1] / 20) for task in tasks]
         rows = []
-        runs = pool.map(trial, tasks, [references[task][0] for task in tasks], delays)
-        for number, (task, delay, (where, differences)) in enumerate(zip(tasks, delays, runs, strict=True), 1):
-            rows.append(
-                {"trial": number, "task": task, "seconds": f"{delay:.3f}", "killed": where, "differs": " ".join(differences)}
-            )
+        runs = pool.map(trial, tasks, [references[task][0] for task in tasks], after, delays)
+        for number, (task, (where, differences)) in enumerate(zip(tasks, runs, strict=True), 1):
+            rows.append({"trial": number, "task": task, "killed": where, "differs": " ".join(differences)})
             print(
                 f"{number:4} {task:60} killed {where:40} {'differs: ' + ' '.join(differences) if differences else 'same'}",
                 flush=True,
