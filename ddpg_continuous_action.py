@@ -388,7 +388,7 @@ class ReplayableEnv(gym.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         start = {"seed": seed} if seed is not None else {"generator": self.unwrapped.np_random.bit_generator.state}
         obs, _ = self.env.reset(seed=seed, options=options)
-        return obs, {"start": json.dumps(start)}
+        return obs, {"start": json.dumps(start, default=np.ndarray.tolist)}  # a string: it travels through vector infos
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         return *self.env.step(action)[:4], {}  # nobody reads the info of a step, and collecting it costs time

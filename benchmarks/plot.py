@@ -18,6 +18,7 @@ import tyro
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 
 def load(run: Path) -> tuple[str, np.ndarray, np.ndarray]:
@@ -48,8 +49,9 @@ def draw(
         grid = np.unique(np.concatenate([steps for steps, _ in runs_of_curve]))
         returns = np.array([np.interp(grid, steps, means) for steps, means in runs_of_curve])
         mean, spread = returns.mean(axis=0), returns.std(axis=0)
-        axes.plot(grid, mean, label=f"{name}, {len(returns)} runs")
+        axes.plot(grid, mean, label=f"{name}, {len(returns)} run{'s' if len(returns) > 1 else ''}")
         axes.fill_between(grid, mean - spread, mean + spread, alpha=0.25)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="environment steps", ylabel="greedy return")
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)

@@ -11,6 +11,10 @@ import ddpg_continuous_action as ddpg
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import recipes
 
+PLOTTED = (
+    "--env-id Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --batch-size 16 --buffer-size 1000 "
+    "--eval-frequency 100 --eval-episodes 1 --no-cuda"
+)
 SHORT = "--total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
 
 
@@ -52,3 +56,13 @@ def test_finished_seeds_are_not_run_again_and_a_failing_one_stops_no_other(tmp_p
     monkeypatch.setitem(recipes.RECIPES, "pendulum", recipes.RECIPES["pendulum"]._replace(flags="--env-id Pendulum-v1"))
     ran.clear()
     assert recipes.run_all(options) == 0 and sorted(ran) == [1, 2, 3]
+
+
+def test_curves_are_drawn_over_seeds(run, tmp_path):
+    """Two runs of one environment are one curve: the mean of their evaluations at each step."""
+    plot = pytest.importorskip("plot", reason="needs benchmarks/requirements.txt")
+    folders = [run(ddpg.parse_args(ddpg.Args, f"--seed {seed} {PLOTTED}".split(), ddpg.Args())).run_dir for seed in (1, 2)]
+    name, steps, means = plot.load(folders[0])
+    assert name.startswith("Pendulum-like-v0") and list(steps) == [100, 200, 300] and len(means) == 3
+    plot.draw(tuple(folders), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
