@@ -1008,7 +1008,8 @@ def save_checkpoint(folder: Path, keep: int, progress: dict[str, Any], agent, rb
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    for old in list_checkpoints(folder)[keep:]:
+    older = [path for path in list_checkpoints(folder) if path.name < place.name]  # a newer one can only be damaged
+    for old in older[keep - 1 :]:
         shutil.rmtree(old)
 
 

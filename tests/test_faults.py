@@ -230,6 +230,14 @@ def test_the_last_two_are_kept(saved):
     assert sorted(path.name for path in folder.iterdir()) == ["000000000500", "000000000600"]
 
 
+def test_a_damaged_newer_checkpoint_does_not_cost_the_one_just_written(saved):
+    folder, save = saved
+    save(500)
+    (folder / "000000000500" / "rewards.npy").unlink()
+    save(400, keep=1)
+    assert ddpg.read_checkpoint(folder)["progress"]["global_step"] == 400
+
+
 @pytest.mark.parametrize("owner", ["write_array", "torch.save", "os.fsync", "sync_folder", "Path.rename"])
 def test_any_write_that_fails_leaves_the_old_or_the_whole_new_checkpoint(saved, monkeypatch, owner):
     """Each write, flush to the disk and rename of a save fails once; the loader never gets anything in between."""

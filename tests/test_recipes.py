@@ -9,6 +9,7 @@ from conftest import ROOT
 import ddpg_continuous_action as ddpg
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import plot
 import recipes
 
 PLOTTED = (
@@ -60,7 +61,6 @@ def test_finished_seeds_are_not_run_again_and_a_failing_one_stops_no_other(tmp_p
 
 def test_curves_are_drawn_over_seeds(run, tmp_path):
     """Two runs of one environment are one curve: the mean of their evaluations at each step."""
-    plot = pytest.importorskip("plot", reason="needs benchmarks/requirements.txt")
     folders = [run(ddpg.parse_args(ddpg.Args, f"--seed {seed} {PLOTTED}".split(), ddpg.Args())).run_dir for seed in (1, 2)]
     name, steps, means = plot.load(folders[0])
     assert name.startswith("Pendulum-like-v0") and list(steps) == [100, 200, 300] and len(means) == 3
