@@ -1,7 +1,7 @@
 """Run the script and signal it from within at an exact moment: python killed.py FUNCTION N SIGNALS [its arguments].
 
-FUNCTION is one of the names in `MOMENTS`; at its N-th call, counted from 1, each of SIGNALS ("KILL", "TERM,TERM") is sent.
-With N = 0 nothing happens.
+FUNCTION is one of the names in `MOMENTS`; at its N-th call, counted from 1, each of SIGNALS ("KILL", "TERM,TERM") is
+sent to this process, or to its group ("GROUP-INT", as Ctrl-C does). With N = 0 nothing happens.
 """
 
 import os
@@ -31,7 +31,8 @@ def signal_at_call(owner: object, name: str, number: int, signals: str) -> None:
         calls += 1
         if calls == number:
             for sent in signals.split(","):
-                os.kill(os.getpid(), getattr(signal, f"SIG{sent}"))
+                target = -os.getpgrp() if sent.startswith("GROUP-") else os.getpid()
+                os.kill(target, getattr(signal, f"SIG{sent.removeprefix('GROUP-')}"))
         return function(*values, **named)
 
     setattr(owner, name, counted)

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,16 +59,19 @@ def test_sigusr1_saves_and_goes_on(uninterrupted, tmp_path):  # noqa: F811
     assert fingerprint(run_dir) == uninterrupted(PENDULUM)
 
 
-@pytest.mark.parametrize(("signals", "status"), [("KILL", -9), ("TERM", 143), ("TERM,TERM", 143)])
+@pytest.mark.parametrize(("signals", "status"), [("KILL", -9), ("TERM", 143), ("TERM,TERM", 143), ("GROUP-INT", 130)])
 def test_workers_leave_with_the_run(tmp_path, signals, status):
     """(The workers carry a mark in their environment; they are waited for, not slept for.)"""
     mark = f"mark-{os.getpid()}-{signals}"
     arguments = f"step 50 {signals} {TOY} --num-envs 3 --vectorization async".split()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TEST_MARK": mark}
     command = [sys.executable, str(Path(__file__).parent / "killed.py"), *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == status
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, **output, text=True, start_new_session=True)
+    assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
+    if signals in ("TERM", "GROUP-INT"):
+        assert ddpg.read_checkpoint(only_run(tmp_path) / "checkpoints")["progress"]["global_step"] == 150
 
     def marked():
         for process in psutil.process_iter():
@@ -80,6 +85,17 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
 
 
 # Workers of asynchronous environments
+
+
+def handlers_in_worker() -> list:
+    ddpg.in_worker(int)
+    return [signal.getsignal(number) for number in ddpg.STOP_SIGNALS + ddpg.SAVE_SIGNALS]
+
+
+def test_a_worker_leaves_signals_to_the_main_process():
+    """In a process that inherits no handlers, as Python starts them on macOS and, from 3.14 on, on Linux."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(handlers_in_worker) == [signal.SIG_IGN] * 3
 
 
 @pytest.mark.parametrize(
