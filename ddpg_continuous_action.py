@@ -246,7 +246,8 @@ def check_args(args: Args) -> None:
         for name in names.split():
             value = getattr(args, name)
             if value is not None and not allowed(value):
-                raise UsageError(f"--{name.replace('_', '-')} {value}: must be {what}")
+                typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise UsageError(f"--{name.replace('_', '-')} {typed}: must be {what}")
 
     # Each is written so that NaN, which compares false with everything, is refused too.
     counts = "total_timesteps num_envs train_frequency policy_frequency buffer_size batch_size max_episode_steps"
@@ -1339,18 +1340,21 @@ def load_args(run_dir: Path, args_class: type[Args] = Args) -> Args:
         raise UsageError(f"{run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
 
 
-def parse_saved_args(args_class: type[Args], argv: list[str], run_dir: Path, may_change: set[str]) -> Args:
-    """The arguments of a saved run, with the changes that the command line makes to them.
+def parse_saved_args(args_class: type[Args], argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> Args:
+    """The arguments of the saved run that `flag` names, with the changes that the command line makes to them.
 
     Raises:
         UsageError: for a change that would make it another run, with the saved and the requested value.
     """
-    saved = load_args(run_dir, args_class)
+    try:
+        saved = load_args(run_dir, args_class)
+    except UsageError as error:
+        raise UsageError(f"{flag} {error}") from None
     args = parse_args(args_class, argv, saved)
     for name in vars(args):
         if name not in may_change and getattr(args, name) != getattr(saved, name):
-            flag, requested = f"--{name.replace('_', '-')}", getattr(args, name)
-            raise UsageError(f"{flag} {requested}: must be {getattr(saved, name)}, as saved in {run_dir}, or left out")
+            change = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            raise UsageError(f"{change}: must be {getattr(saved, name)}, as saved in {run_dir}, or left out")
     return args
 
 
@@ -1424,11 +1428,11 @@ def main(args_class: type[Args] = Args, agent_class: type = DDPG) -> None:
             raise UsageError(f"--evaluate {args.evaluate}: must be left out with --resume {args.resume}")
         if args.evaluate:
             may_change = {"evaluate", "capture_video", "cuda"}
-            evaluate_run(parse_saved_args(args_class, sys.argv[1:], args.evaluate, may_change), agent_class)
+            evaluate_run(parse_saved_args(args_class, sys.argv[1:], "--evaluate", args.evaluate, may_change), agent_class)
         elif args.resume:
             frequencies = {"eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
             may_change = {"resume", "total_timesteps", "track", "capture_video"} | frequencies
-            train(parse_saved_args(args_class, sys.argv[1:], args.resume, may_change), agent_class)
+            train(parse_saved_args(args_class, sys.argv[1:], "--resume", args.resume, may_change), agent_class)
         else:
             train(args, agent_class)
     except Stopped as stop:
