@@ -1149,14 +1149,16 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
     Args:
         args: the arguments of the run.
         agent_class: called as `agent_class(observation_space, action_space, args, device)`; has `act`, `value`,
-            `update` and `networks` as DDPG has.
+            `update`, `networks`, `state_dict` and `load_state_dict` as DDPG has.
 
     Returns:
         the run folder.
 
     Raises:
         UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if an action, an observation, a reward or a loss is not finite.
+        TrainingError: if an action, an observation, a reward, a loss or a weight is not finite, if the disk stays full,
+            or if a process of the asynchronous environments fails.
+        Stopped: after a checkpoint, if a signal asked for it.
     """
     check_args(args)
     check_environment(args)

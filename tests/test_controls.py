@@ -17,7 +17,7 @@ def agent_with(**changes) -> ddpg.DDPG:
     return ddpg.DDPG(OBS, ACTIONS, quick_args(**changes), torch.device("cpu"))
 
 
-def noise_of(parts, num_envs: int) -> np.ndarray:
+def noise_of(parts) -> np.ndarray:
     """What exploration added to the greedy action, in units of half the range: (steps, environments, dimensions)."""
     greedy = parts.agent.act(np.zeros((1, 1), np.float32))
     return (stored(parts.rb)["actions"] - greedy) / ((ACTION_RANGE[1] - ACTION_RANGE[0]) / 2)
@@ -36,7 +36,7 @@ def test_ou_noise_is_a_process_of_each_environment_that_starts_anew_with_each_ep
         learning_starts=0,
         buffer_size=15_000,
     )
-    noise = noise_of(run(args, Idle), 3).reshape(-1, 50, 9)  # (episodes of 50 steps, step, environments x dimensions)
+    noise = noise_of(run(args, Idle)).reshape(-1, 50, 9)  # (episodes of 50 steps, step, environments x dimensions)
     increments = noise[:, 1:] - (1 - 0.15 * 0.01) * noise[:, :-1]
     np.testing.assert_allclose(noise[:, 0].std(axis=0), 0.2 * 0.1, rtol=0.25)  # from zero: sigma sqrt(dt)
     np.testing.assert_allclose(increments.reshape(-1, 9).std(axis=0), 0.2 * 0.1, rtol=0.06)
@@ -59,7 +59,7 @@ def test_noise_decays_linearly_and_then_stays(run):
         learning_starts=0,
         buffer_size=4000,
     )
-    noise = noise_of(run(args, Idle), 1)
+    noise = noise_of(run(args, Idle))
     assert noise[:500].std() == pytest.approx(0.3 * 15 / 16, rel=0.1)
     assert noise[-500:].std() == pytest.approx(0.3 / 16, rel=0.3)
 
