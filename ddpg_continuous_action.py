@@ -45,8 +45,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common import buffers
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -318,8 +319,8 @@ def check_environment(args: Args) -> None:
             raise UsageError(f"--env-id {args.env_id}: its actions are {action_space}, DDPG needs finite bounds")
         if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
             raise UsageError(f"--env-id {args.env_id}: its observations are {obs_space}, this script needs a flat Box")
-        # Two observations, an action, and the reward, termination, timeout of stable-baselines3: float32 each.
-        needed = args.buffer_size * 4 * (2 * obs_space.shape[0] + action_space.shape[0] + 3)
+        # Two observations, an action, a reward and a termination: float32 each.
+        needed = args.buffer_size * 4 * (2 * obs_space.shape[0] + action_space.shape[0] + 2)
         available = available_memory()
         if needed > available:
             raise UsageError(
@@ -610,22 +611,26 @@ class DDPG:
         """
         self.critic.train()
         q_loss, q_values = self.critic_loss(batch)
-        self.critic_optimizer.zero_grad()
-        q_loss.backward()
-        self.critic_optimizer.step()
+        self.descend(q_loss, self.critic_optimizer)
         self.critic.eval()
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if update_actor:
             self.actor.train()
             actor_loss = self.actor_loss(batch)
-            self.actor_optimizer.zero_grad()
-            actor_loss.backward(inputs=list(self.actor.parameters()))  # spends nothing on the critic's weights
-            self.actor_optimizer.step()
+            self.descend(actor_loss, self.actor_optimizer)  # spends nothing on the critic's weights
             self.actor.eval()
             losses["actor_loss"] = actor_loss.detach()
             self.update_target(self.actor, self.target_actor)
             self.update_target(self.critic, self.target_critic)
         return losses
+
+    def descend(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """One gradient step of the parameters of this optimiser, and of no others."""
+        (group,) = optimizer.param_groups
+        gradients = torch.autograd.grad(loss, group["params"], allow_unused=True)
+        for parameter, gradient in zip(group["params"], gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
 
     @torch.no_grad()
     def update_target(self, online: nn.Module, target: nn.Module) -> None:
@@ -633,6 +638,34 @@ class DDPG:
         torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
         for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
             target_buffer.copy_(buffer)
+
+
+class ReplayBuffer(buffers.ReplayBuffer):
+    """stable-baselines3's replay buffer with the parts of a transition side by side: a batch is one gather and one copy.
+
+    `transitions` is (buffer_size // n_envs, n_envs, 2 O + A + 2) float32; `observations`, `actions`, `next_observations`,
+    `dones` and `rewards` are views of it. On a CUDA device a sample overwrites the one before, of the same size: captured
+    graphs read their input in one place. Samples hold `dones` as they were stored: the caller stores terminations alone.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.widths = [*self.obs_shape, self.action_dim, *self.obs_shape, 1, 1]
+        self.transitions = np.zeros((self.buffer_size, self.n_envs, sum(self.widths)), np.float32)
+        parts = np.split(self.transitions, np.cumsum(self.widths)[:-1], axis=2)
+        self.observations, self.actions, self.next_observations, self.dones, self.rewards = parts
+        self.dones, self.rewards = self.dones[..., 0], self.rewards[..., 0]
+        self.batch = torch.empty(0)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: None = None) -> ReplayBufferSamples:
+        env_inds = np.random.randint(0, high=self.n_envs, size=len(batch_inds))
+        rows = self.transitions.reshape(-1, sum(self.widths))
+        batch = torch.from_numpy(np.take(rows, batch_inds * self.n_envs + env_inds, axis=0))
+        if self.device.type == "cuda":
+            if self.batch.shape != batch.shape:
+                self.batch = torch.empty_like(batch, device=self.device)
+            batch = self.batch.copy_(batch.pin_memory(), non_blocking=True)  # only from pinned memory is it asynchronous
+        return ReplayBufferSamples(*batch.split(self.widths, dim=1))
 
 
 class Evaluation(NamedTuple):
@@ -920,9 +953,7 @@ def write_evaluations(evaluations: list[dict[str, float]], path: Path) -> None:
     replace_file(path, lambda file: file.write(text.getvalue().encode()))
 
 
-# Checkpoints: a folder for each, checkpoints/<global_step>/, with state.pt, the replay buffer's arrays and a manifest.
-
-REPLAY_ARRAYS = ("observations", "next_observations", "actions", "rewards", "dones")
+# Checkpoints: a folder for each, checkpoints/<global_step>/, with state.pt, the transitions replayed and a manifest.
 
 
 def manifest_of(folder: Path) -> bytes:
@@ -985,10 +1016,8 @@ def save_checkpoint(folder: Path, keep: int, progress: dict[str, Any], agent, rb
         "episode_lengths": torch.from_numpy(envs.episode_lengths),
         "replay": {"pos": rb.pos, "full": rb.full},
     }
-    size = rb.size()
-    writers = {"state.pt": partial(torch.save, state)}
-    for name in REPLAY_ARRAYS:
-        writers[f"{name}.npy"] = partial(write_array, getattr(rb, name)[:size])
+    transitions = rb.transitions[: rb.size()]
+    writers = {"state.pt": partial(torch.save, state), "transitions.npy": partial(write_array, transitions)}
 
     place = folder / f"{progress['global_step']:012d}"
     if is_whole(place):  # resumed here, and stopped again before a step
@@ -1033,8 +1062,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
             if not is_whole(place):
                 raise ValueError("its files are not as they were written")
             state = torch.load(place / "state.pt", map_location="cpu", weights_only=True)
-            arrays = {name: np.load(place / f"{name}.npy", allow_pickle=False) for name in REPLAY_ARRAYS}
-            return state | {"arrays": arrays}
+            return state | {"transitions": np.load(place / "transitions.npy", allow_pickle=False)}
         except Exception as error:  # forged files fail in as many ways as there are
             print(f"checkpoint {place} is damaged and passed over ({' '.join(str(error).split())[:100]})")
     if checkpoints:
@@ -1058,8 +1086,7 @@ def load_checkpoint(state: dict[str, Any], agent, rb: ReplayBuffer, envs, noise)
     envs.action_space.np_random.bit_generator.state = state["action_space"]
     for process, value in zip(noise.noises, state["noise"], strict=True):
         process.noise_prev = value.numpy()
-    for name, array in state["arrays"].items():
-        getattr(rb, name)[: len(array)] = array
+    rb.transitions[: len(state["transitions"])] = state["transitions"]
     rb.pos, rb.full = state["replay"]["pos"], state["replay"]["full"]
 
     progress = state["progress"]

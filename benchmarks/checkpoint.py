@@ -27,9 +27,7 @@ def main(folder: Path = ROOT / "runs", transitions: int = 1_000_000) -> None:
     agent = ddpg.DDPG(envs.single_observation_space, envs.single_action_space, args, torch.device("cpu"))
     rb = ddpg.ReplayBuffer(transitions, envs.single_observation_space, envs.single_action_space, "cpu")
     rng = np.random.default_rng(0)
-    for name in ddpg.REPLAY_ARRAYS:
-        array = getattr(rb, name)
-        array[:] = rng.random(array.shape, np.float32)
+    rb.transitions[:] = rng.random(rb.transitions.shape, np.float32)
     rb.full = True
     noise = ddpg.VectorizedActionNoise(ddpg.NormalActionNoise(np.zeros(3), np.ones(3)), 1)
     with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -46,7 +46,7 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     parts = {
         "weights": state["agent"]["networks"],
         "optimizers": state["agent"]["optimizers"],
-        "replay": state["arrays"] | state["replay"],
+        "replay": [state["transitions"], state["replay"]],
         "random": [state[name] for name in ("python_random", "numpy_random", "torch_random", "action_space", "noise")],
         "environments": [state[name] for name in ("episodes", "episode_returns", "episode_lengths")],
         "progress": progress,

@@ -149,11 +149,9 @@ def test_the_estimate_is_the_size_of_the_buffer(monkeypatch):
     args = quick_args(env_id="Pendulum-v1", buffer_size=12_345)
     env = ddpg.make_env(args)
     rb = ddpg.ReplayBuffer(12_345, env.observation_space, env.action_space, "cpu", handle_timeout_termination=False)
-    arrays = (rb.observations, rb.next_observations, rb.actions, rb.rewards, rb.dones, rb.timeouts)
-    size = sum(array.nbytes for array in arrays)
-    monkeypatch.setattr(ddpg, "available_memory", lambda: size)
+    monkeypatch.setattr(ddpg, "available_memory", lambda: rb.transitions.nbytes)
     ddpg.check_environment(args)
-    monkeypatch.setattr(ddpg, "available_memory", lambda: size - 1)
+    monkeypatch.setattr(ddpg, "available_memory", lambda: rb.transitions.nbytes - 1)
     with pytest.raises(ddpg.UsageError, match="--buffer-size 12345"):
         ddpg.check_environment(args)
 

@@ -157,8 +157,8 @@ def test_an_environment_that_does_not_come_back_is_said_so_and_starts_anew(run, 
     assert done.returncode == 0, done.stderr
     assert [f"environment {index} did not come back" in done.stdout for index in (0, 1, 2)] == [True, True, False]
     state = ddpg.read_checkpoint(only_run(tmp_path) / "checkpoints")
-    arrays = state["arrays"]
-    np.testing.assert_array_equal(arrays["next_observations"], arrays["observations"] + 1)
+    observations, _, next_observations, _, _ = np.split(state["transitions"], [1, 2, 3, 4], axis=2)
+    np.testing.assert_array_equal(next_observations, observations + 1)
     assert {value for _, value in scalars(only_run(tmp_path))["charts/episodic_return"]} == {5.0}
 
 
@@ -184,7 +184,7 @@ def failing(function, calls: set[int]):
 def test_a_full_disk_is_survived(run, monkeypatch, capsys):
     """The second and third checkpoint cannot be written: both are removed, the first stays until the fourth is there."""
     args = quick_args(checkpoint_frequency=50, keep_checkpoints=1)
-    monkeypatch.setattr(ddpg, "write_array", failing(ddpg.write_array, {8, 11}))
+    monkeypatch.setattr(ddpg, "write_array", failing(ddpg.write_array, {2, 3}))
     kept = []
     save_checkpoint = ddpg.save_checkpoint
 
@@ -202,7 +202,7 @@ def test_a_full_disk_is_survived(run, monkeypatch, capsys):
 
 
 def test_a_disk_that_stays_full_stops_the_run_in_order(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(ddpg, "write_array", failing(ddpg.write_array, {6, 7, 8}))
+    monkeypatch.setattr(ddpg, "write_array", failing(ddpg.write_array, {2, 3, 4}))
     with pytest.raises(ddpg.TrainingError, match="No space left on device"):
         run(quick_args(checkpoint_frequency=50))
     (run_dir,) = (tmp_path / "runs").iterdir()
@@ -249,7 +249,7 @@ def test_the_last_two_are_kept(saved):
 def test_a_damaged_newer_checkpoint_does_not_cost_the_one_just_written(saved):
     folder, save = saved
     save(500)
-    (folder / "000000000500" / "rewards.npy").unlink()
+    (folder / "000000000500" / "transitions.npy").unlink()
     save(400, keep=1)
     assert ddpg.read_checkpoint(folder)["progress"]["global_step"] == 400
 
@@ -314,7 +314,7 @@ def test_any_flipped_byte_or_cut_is_noticed(saved, data):
 def test_a_damaged_checkpoint_is_passed_over_and_kept(saved, capsys):
     folder, save = saved
     save(400)
-    damaged = folder / "000000000400" / "rewards.npy"
+    damaged = folder / "000000000400" / "transitions.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert ddpg.read_checkpoint(folder)["progress"]["global_step"] == 300
     assert "000000000400 is damaged" in capsys.readouterr().out
@@ -327,7 +327,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(saved, capsys):
         ddpg.read_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["state.pt", *(f"{name}.npy" for name in ddpg.REPLAY_ARRAYS)])
+@pytest.mark.parametrize("name", ["state.pt", "transitions.npy"])
 def test_a_forged_file_runs_no_code(saved, name, monkeypatch):
     """Also where its manifest was forged with it."""
     folder, save = saved

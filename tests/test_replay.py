@@ -1,7 +1,10 @@
 """What the training loop stores: true transitions, the actions that were sent, terminations apart from truncations."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import stable_baselines3
+import torch
 import toys
 from conftest import quick_args
 
@@ -112,3 +115,26 @@ def test_updates_follow_the_clock(run, num_envs):
     vector_steps = list(range(num_envs, 300 + num_envs, num_envs))
     assert len(calls) == sum(step > 100 for step in vector_steps)
     assert calls == [number % 3 == 0 for number in range(1, len(calls) + 1)]
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_the_replay_buffer_samples_as_stable_baselines3s(num_envs):
+    """Bit for bit, from the same random stream, also after it wrapped; in 4 (2 O + A) + 8 bytes a transition."""
+    spaces = gym.spaces.Box(-1, 1, (5,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32)
+    rng = np.random.default_rng(0)
+    ours, theirs = (
+        buffer(60, *spaces, "cpu", n_envs=num_envs, handle_timeout_termination=False)
+        for buffer in (ddpg.ReplayBuffer, stable_baselines3.common.buffers.ReplayBuffer)
+    )
+    for _ in range(70):
+        obs, next_obs = rng.random((2, num_envs, 5), np.float32)
+        transition = obs, next_obs, rng.random((num_envs, 2), np.float32), rng.random(num_envs), rng.random(num_envs) < 0.3
+        for rb in (ours, theirs):
+            rb.add(*transition, [])
+        samples = []
+        for rb in (ours, theirs):
+            np.random.seed(1)
+            samples.append((*rb.sample(16)[:5], torch.as_tensor(np.random.random())))
+        for a, b in zip(*samples, strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype
+    assert ours.transitions.nbytes == 60 // num_envs * num_envs * (4 * (2 * 5 + 2) + 8)

@@ -50,7 +50,7 @@ CASES = [
     ("InvertedPendulum-v5 --num-envs 1", "step", 120),  # while warming up, after one
     ("InvertedPendulum-v5 --num-envs 1", "update", 77),  # between two checkpoints
     ("InvertedPendulum-v5 --num-envs 3 --vectorization async --exploration-noise-end 0.0", "step", 117),
-    ("Hopper-v4 --num-envs 1", "write", 14),  # inside the writing of the third checkpoint
+    ("Hopper-v4 --num-envs 1", "write", 3),  # inside the writing of the third checkpoint
     ("Hopper-v4 --num-envs 3 --vectorization async --train-frequency 7 --gradient-steps -1", "rename", 3),
     ("Ant-v5 --num-envs 1", "step", 555),  # after the replay buffer wrapped
     ("Ant-v5 --num-envs 3 --reward-scale 0.5", "evaluate", 2),
@@ -77,7 +77,7 @@ def test_a_resumed_resume(uninterrupted, tmp_path):
     arguments = f"--env-id Pendulum-v1 --num-envs 1 {SHORT}"
     assert run_killed(tmp_path, "step", 250, *arguments.split()).returncode == -9
     run_dir = only_run(tmp_path)
-    assert run_killed(tmp_path, "fsync", 20, "--resume", str(run_dir)).returncode == -9
+    assert run_killed(tmp_path, "fsync", 12, "--resume", str(run_dir)).returncode == -9
     assert run_killed(tmp_path, "evaluate", 1, "--resume", str(run_dir)).returncode == -9
     done = run_killed(tmp_path, "step", 0, "--resume", str(run_dir))
     assert done.returncode == 0, done.stderr
