@@ -113,6 +113,12 @@ class Experiment:
     """use only deterministic PyTorch kernels, so that the same seed gives the same run"""
     cuda: bool = True
     """train on a CUDA device if there is one"""
+    accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    """captured CUDA graphs, compiled functions (which take some seconds to build) or neither (auto: graphs on CUDA)"""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """products of float32 matrices may be rounded: high to TF32, medium to bfloat16, where the hardware has them"""
+    num_threads: int | None = None
+    """threads for the CPU's part of the work (None: OMP_NUM_THREADS, and 2 at most)"""
     track: bool = False
     """also send everything to Weights and Biases"""
     wandb_project_name: str = "ddpg"
@@ -251,7 +257,7 @@ def check_args(args: Args) -> None:
                 raise UsageError(f"--{name.replace('_', '-')} {typed}: must be {what}")
 
     # Each is written so that NaN, which compares false with everything, is refused too.
-    counts = "total_timesteps num_envs train_frequency policy_frequency buffer_size batch_size max_episode_steps"
+    counts = "num_threads total_timesteps num_envs train_frequency policy_frequency buffer_size batch_size max_episode_steps"
     require(counts + " eval_episodes keep_checkpoints", "a whole number, 1 or more", lambda n: n >= 1)
     require("learning_starts eval_frequency checkpoint_frequency", "a whole number, 0 or more", lambda n: n >= 0)
     require("gradient_steps", "a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)
@@ -503,7 +509,7 @@ def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
     for units in args.hidden_sizes:
         layers += [nn.Linear(inputs, units), NORMALIZATIONS[args.normalization](units), ACTIVATIONS[args.activation]()]
         inputs = units
-    return nn.Sequential(*layers)
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
 
 
 class Critic(nn.Module):
@@ -537,6 +543,14 @@ class Actor(nn.Module):
         return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
 
 
+Gradients = tuple[torch.Tensor | None, ...]
+
+
+def gradients(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> Gradients:
+    """The gradients of a loss by the parameters of this optimiser, and of no others."""
+    return torch.autograd.grad(loss, optimizer.param_groups[0]["params"], allow_unused=True)
+
+
 class DDPG:
     """The agent: an actor, a critic, a slowly moving target copy of each, and an optimiser for the first two.
 
@@ -546,14 +560,17 @@ class DDPG:
         device: where the networks live and learn.
     """
 
+    compiled = ("critic_gradients", "actor_gradients")  # the methods that --accelerate compile compiles
+
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
         self.args, self.device = args, device
-        # In evaluation mode, where batch normalisation uses its running statistics, except for their own updates.
+        # In evaluation mode, where batch normalisation uses its running statistics, except for their own gradients.
         self.actor = Actor(observation_space, action_space, args).to(device).eval()
         self.critic = Critic(observation_space, action_space, args).to(device).eval()
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True)
+        capturable = device.type == "cuda"  # the optimisers count their steps where a graph can count them
+        adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True, capturable=capturable)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.actor_learning_rate or args.learning_rate)
         self.critic_optimizer = adam(self.critic.parameters(), lr=args.critic_learning_rate or args.learning_rate)
 
@@ -562,22 +579,31 @@ class DDPG:
         """What a saved model consists of."""
         return {name: getattr(self, name) for name in ("actor", "critic", "target_actor", "target_critic")}
 
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
+
     def state_dict(self) -> dict[str, Any]:
         """All that the agent is: its networks and its optimisers."""
-        optimizers = {"actor": self.actor_optimizer.state_dict(), "critic": self.critic_optimizer.state_dict()}
-        return {"networks": {name: net.state_dict() for name, net in self.networks.items()}, "optimizers": optimizers}
+        parts = {"networks": self.networks, "optimizers": self.optimizers}
+        return {kind: {name: part.state_dict() for name, part in members.items()} for kind, members in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become what `state_dict` described."""
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
-        self.actor_optimizer.load_state_dict(state["optimizers"]["actor"])
-        self.critic_optimizer.load_state_dict(state["optimizers"]["critic"])
+        for name, optimizer in self.optimizers.items():
+            own = optimizer.state_dict()["param_groups"]  # the learning rate and the device's options are the arguments'
+            optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
-    @torch.no_grad()
     def act(self, obs: np.ndarray) -> np.ndarray:
         """The greedy actions, without noise: (N, O) observations to (N, A) float32 actions."""
-        return self.actor(torch.as_tensor(obs, device=self.device)).cpu().numpy()
+        return self.policy(torch.as_tensor(obs, device=self.device)).cpu().numpy()
+
+    @torch.no_grad()
+    def policy(self, obs: torch.Tensor) -> torch.Tensor:
+        """What `act` does, on the device; only an `update` with `update_actor` changes it."""
+        return self.actor(obs)
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
@@ -602,42 +628,53 @@ class DDPG:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
         return -self.critic(batch.observations, self.actor(batch.observations)).mean()
 
+    def critic_gradients(self, batch) -> tuple[dict[str, torch.Tensor], Gradients]:
+        """The losses q_loss and q_est (the mean of Q(s, a)), detached, and the critic's gradients."""
+        self.batch_mode(self.critic, True)
+        loss, q_values = self.critic_loss(batch)
+        self.batch_mode(self.critic, False)
+        return {"q_loss": loss.detach(), "q_est": q_values.detach().mean()}, gradients(loss, self.critic_optimizer)
+
+    def actor_gradients(self, batch) -> tuple[dict[str, torch.Tensor], Gradients]:
+        """The loss actor_loss, detached, and the actor's gradients; nothing is spent on the critic's."""
+        self.batch_mode(self.actor, True)
+        loss = self.actor_loss(batch)
+        self.batch_mode(self.actor, False)
+        return {"actor_loss": loss.detach()}, gradients(loss, self.actor_optimizer)
+
+    def batch_mode(self, network: nn.Module, on: bool) -> None:
+        """Have batch normalisation use the statistics of the batch, or the running ones (no other layer heeds this)."""
+        if self.args.normalization == "batch":
+            network.train(on)
+
     def update(self, batch, update_actor: bool) -> dict[str, torch.Tensor]:
         """One step of the critic and, if asked, one of the actor and of both target networks.
 
         Returns:
-            detached scalars, still on the device: q_loss, q_est (the mean of Q(s, a)) and, with `update_actor`,
-            actor_loss.
+            detached scalars, still on the device: q_loss, q_est and, with `update_actor`, actor_loss.
         """
-        self.critic.train()
-        q_loss, q_values = self.critic_loss(batch)
-        self.descend(q_loss, self.critic_optimizer)
-        self.critic.eval()
-        losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
+        losses, critic_gradients = self.critic_gradients(batch)
+        self.descend(self.critic_optimizer, critic_gradients)
         if update_actor:
-            self.actor.train()
-            actor_loss = self.actor_loss(batch)
-            self.descend(actor_loss, self.actor_optimizer)  # spends nothing on the critic's weights
-            self.actor.eval()
-            losses["actor_loss"] = actor_loss.detach()
-            self.update_target(self.actor, self.target_actor)
-            self.update_target(self.critic, self.target_critic)
+            actor_losses, actor_gradients = self.actor_gradients(batch)
+            self.descend(self.actor_optimizer, actor_gradients)
+            self.update_targets()
+            losses |= actor_losses
         return losses
 
-    def descend(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """One gradient step of the parameters of this optimiser, and of no others."""
-        (group,) = optimizer.param_groups
-        gradients = torch.autograd.grad(loss, group["params"], allow_unused=True)
-        for parameter, gradient in zip(group["params"], gradients, strict=True):
+    def descend(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
+        """One step of an optimiser along these gradients of its parameters."""
+        for parameter, gradient in zip(optimizer.param_groups[0]["params"], gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
 
     @torch.no_grad()
-    def update_target(self, online: nn.Module, target: nn.Module) -> None:
+    def update_targets(self) -> None:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
-        for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
-            target_buffer.copy_(buffer)
+        for online, target in ((self.actor, self.target_actor), (self.critic, self.target_critic)):
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
+            for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+                target_buffer.copy_(buffer)
 
 
 class ReplayBuffer(buffers.ReplayBuffer):
@@ -655,17 +692,146 @@ class ReplayBuffer(buffers.ReplayBuffer):
         parts = np.split(self.transitions, np.cumsum(self.widths)[:-1], axis=2)
         self.observations, self.actions, self.next_observations, self.dones, self.rewards = parts
         self.dones, self.rewards = self.dones[..., 0], self.rewards[..., 0]
-        self.batch = torch.empty(0)
+        self.batch = torch.empty(0, 0)
+
+    def blank(self, batch_size: int) -> ReplayBufferSamples:
+        """A sample of zeros; on a CUDA device, in the place where all samples of this size will be."""
+        self.batch = torch.zeros(batch_size, sum(self.widths), device=self.device)
+        return ReplayBufferSamples(*self.batch.split(self.widths, dim=1))
 
     def _get_samples(self, batch_inds: np.ndarray, env: None = None) -> ReplayBufferSamples:
         env_inds = np.random.randint(0, high=self.n_envs, size=len(batch_inds))
         rows = self.transitions.reshape(-1, sum(self.widths))
         batch = torch.from_numpy(np.take(rows, batch_inds * self.n_envs + env_inds, axis=0))
         if self.device.type == "cuda":
-            if self.batch.shape != batch.shape:
-                self.batch = torch.empty_like(batch, device=self.device)
-            batch = self.batch.copy_(batch.pin_memory(), non_blocking=True)  # only from pinned memory is it asynchronous
+            if len(self.batch) != len(batch):
+                self.blank(len(batch))
+            batch = self.batch.copy_(batch.pin_memory(), non_blocking=True)  # asynchronous from pinned memory only
         return ReplayBufferSamples(*batch.split(self.widths, dim=1))
+
+
+# Acceleration: eager code is the specification; this is the one place that makes something faster of it.
+
+
+def accelerate(agent, args: Args, batch: ReplayBufferSamples) -> None:
+    """Put fast versions of `agent.update` and `agent.act` in their place, as `--accelerate` asks; the maths is the same.
+
+    Building them trains nothing. What cannot be built stays eager, and a line says why. From then on
+    `agent.load_state_dict` fills the tensors that are there, because the fast versions refer to those.
+
+    Args:
+        agent: has `compiled`, `optimizers`, `descend` and `policy` as DDPG has, beside what `train` asks for.
+        batch: of the shape of those to come; for captured graphs, also in their place.
+    """
+    build = {"auto": capture_graphs if agent.device.type == "cuda" else None, "eager": None}
+    build |= {"compile": compile_update, "cudagraph": capture_graphs}
+    if build[args.accelerate] is None:
+        return
+    try:
+        with without_training(agent):
+            for update_actor in (True, False):
+                agent.update(batch, update_actor)  # has the optimisers make their state
+            build[args.accelerate](agent, batch)
+        agent.load_state_dict = lambda state: fill(agent.state_dict(), state)
+    except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
+        for name in ("update", "act", "descend", *agent.compiled):
+            vars(agent).pop(name, None)  # uncovers the class's own
+        reason = next(iter(str(error).splitlines()), repr(error))
+        print(f"--accelerate {args.accelerate} does not work here ({reason}), training goes on in eager mode")
+
+
+@contextlib.contextmanager
+def without_training(agent):
+    """Leave the agent, its optimisers and PyTorch's random streams as they were, each tensor in its place."""
+    before = copy.deepcopy(agent.state_dict())
+    try:
+        with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
+            yield
+    finally:
+        fill(agent.state_dict(), before)
+
+
+@torch.no_grad()
+def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
+    """Copy nested values into nested tensors; for none at all (an optimiser's state before its first step), zeros."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, dict):
+            fill(tensor, values[name] if values else {})
+        elif isinstance(tensor, torch.Tensor):
+            tensor.copy_(values[name] if values else torch.zeros_like(tensor))
+
+
+def compile_update(agent, batch: ReplayBufferSamples) -> None:
+    """The parts of `update` as compiled functions, each loss together with its gradients, and the kernel of AdamW alone."""
+    torch._dynamo.config.trace_autograd_ops = True
+    for name in agent.compiled:
+        setattr(agent, name, torch.compile(getattr(agent, name), fullgraph=True, options={"cpp_wrapper": True}))
+    states = {}
+    for optimizer in agent.optimizers.values():
+        (group,) = optimizer.param_groups
+        moments = [[optimizer.state[p][name] for p in group["params"]] for name in ("exp_avg", "exp_avg_sq", "step")]
+        settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
+        states[optimizer] = group["params"], *moments, settings | dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+
+    @torch.no_grad()
+    def descend(optimizer: torch.optim.AdamW, gradients: Gradients) -> None:
+        parameters, averages, squares, steps, settings = states[optimizer]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(parameters, gradients, averages, squares, [], steps, **settings)
+
+    agent.descend = descend
+    for update_actor in (True, False):
+        agent.update(batch, update_actor)
+
+
+def capture_graphs(agent, batch: ReplayBufferSamples) -> None:
+    """`update` as two CUDA graphs, with and without the actor, and `act` as one for each number of observations.
+
+    `act` runs on a stream of its own that waits for the last update of the actor, no more: while the device still trains
+    the critic, the environments step.
+    """
+    eager_update, policy = agent.update, agent.policy
+    acting, actor_ready = torch.cuda.Stream(), torch.cuda.Event()
+    names, updates, acts = {}, {}, {}
+    acting.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(acting):  # cuBLAS and autograd want to be warm before a capture, and not on the default stream
+        for update_actor in (True, False) * 3:
+            names[update_actor] = tuple(eager_update(batch, update_actor))
+    torch.cuda.current_stream().wait_stream(acting)
+    for update_actor in names:
+        updates[update_actor] = capture(lambda flag=update_actor: torch.stack(tuple(eager_update(batch, flag).values())))
+    actor_ready.record()
+
+    def update(new_batch: ReplayBufferSamples, update_actor: bool) -> dict[str, torch.Tensor]:
+        for place, values in zip(batch[:5], new_batch[:5], strict=True):
+            if place.data_ptr() != values.data_ptr():  # not from our replay buffer, which samples into that place
+                place.copy_(values)
+        replay, losses = updates[update_actor]
+        replay()
+        if update_actor:
+            actor_ready.record()
+        return dict(zip(names[update_actor], losses.clone(), strict=True))  # a clone: the next replay overwrites them
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        if obs.shape not in acts:
+            place = torch.zeros(obs.shape, device=agent.device)
+            acts[obs.shape] = place, *capture(lambda: policy(place))
+        place, replay, actions = acts[obs.shape]
+        with torch.cuda.stream(acting):
+            acting.wait_event(actor_ready)
+            place.copy_(torch.from_numpy(obs).pin_memory(), non_blocking=True)  # asynchronous from pinned memory only
+            replay()
+            return actions.cpu().numpy()  # waits for this stream alone
+
+    agent.update, agent.act = update, act
+
+
+def capture(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """Record what `function` has the device do; returns what does it again, and where the result then is."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph.replay, result
 
 
 class Evaluation(NamedTuple):
@@ -824,8 +990,13 @@ def final_evaluation(agent, args: Args, run_dir: Path) -> Evaluation:
     return evaluation
 
 
-def get_device(args: Args) -> torch.device:
-    """The device to train on; says so if the CUDA device asked for does not exist."""
+def set_up_torch(args: Args) -> torch.device:
+    """Set the process's threads, precision and determinism; returns the device, and says so if the CUDA device asked for
+    does not exist."""
+    torch.set_num_threads(args.num_threads or min(2, torch.get_num_threads()))
+    torch.set_float32_matmul_precision(args.matmul_precision)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
+    torch.use_deterministic_algorithms(args.torch_deterministic)
     if args.cuda and not torch.cuda.is_available():
         print("no CUDA device found, using the CPU")
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -1189,7 +1360,7 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
     """
     check_args(args)
     check_environment(args)
-    device = get_device(args)
+    device = set_up_torch(args)
     run_dir = args.resume or make_run_folder(args)
     checkpoint = read_checkpoint(run_dir / "checkpoints") if args.resume else None
     lock = start_run(args, run_dir, device)
@@ -1198,8 +1369,6 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
     random.seed(args.seed)
     np.random.seed(args.seed)  # the generator that stable-baselines3's noise and replay buffer draw from
     torch.manual_seed(args.seed)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
-    torch.use_deterministic_algorithms(args.torch_deterministic)
     guard = DiskGuard()
     video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     with (
@@ -1244,6 +1413,8 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
             print(f"resumed at step {global_step}")
             if progress["settings"]["versions"] != settings["versions"]:
                 print(f"with other versions than {progress['settings']['versions']}: the result may differ")
+        if not finished:
+            accelerate(agent, args, rb.blank(args.batch_size))
         status = {"return": "-", "evaluation": f"{evaluations[-1]['mean']:.1f}" if evaluations else "-"}
         checkpoint, start_time = None, time.perf_counter() - elapsed
         start_step = log_step = global_step
@@ -1394,7 +1565,7 @@ def evaluate_run(args: Args, agent_class: type = DDPG) -> Evaluation:
     if not any((args.evaluate / name).exists() for name in ("best_model.pt", "model.pt")):
         raise UsageError(f"--evaluate {args.evaluate}: must hold a best_model.pt or a model.pt")
     env = make_env(args)
-    agent = agent_class(env.observation_space, env.action_space, args, get_device(args))
+    agent = agent_class(env.observation_space, env.action_space, args, set_up_torch(args))
     env.close()
     return final_evaluation(agent, args, args.evaluate)
 

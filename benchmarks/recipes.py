@@ -31,11 +31,13 @@ COLUMNS = ("task", "seed", "steps", "wall_seconds", "mean", "std", "returns", "m
 
 
 class Recipe(NamedTuple):
-    """A task: its name in the table, the flags that solve it and the greedy mean it must reach on every seed."""
+    """A task: its name in the table, the flags that solve it, the greedy mean it must reach on every seed, and what has
+    to be installed for it."""
 
     title: str
     flags: str
     goal: float | None
+    install: str = ""
 
 
 RECIPES = {
@@ -51,6 +53,15 @@ RECIPES = {
         "--env-id MountainCarContinuous-v0 --total-timesteps 100000 --learning-starts 1000 --eval-frequency 5000 "
         "--noise ou --exploration-noise 0.5 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 100000",
         90,
+    ),
+    "lunar_lander": Recipe(
+        "LunarLanderContinuous-v3",
+        "--env-id LunarLanderContinuous-v3 --total-timesteps 500000 --learning-starts 10000 --eval-frequency 10000 "
+        "--eval-episodes 20 --target-return 235 --gamma 0.98 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 400 300 "
+        "--policy-frequency 1 --exploration-noise 0.2 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
+        "--buffer-size 200000",
+        200,
+        'pip install "gymnasium[box2d]==1.4.0"',
     ),
     "inverted_pendulum": Recipe(
         "InvertedPendulum-v5",
@@ -68,7 +79,7 @@ RECIPES = {
 class Options:
     """Run the recipes."""
 
-    task: Literal["all", "pendulum", "mountain_car", "inverted_pendulum", "hopper"] = "all"
+    task: Literal["all", "pendulum", "mountain_car", "lunar_lander", "inverted_pendulum", "hopper"] = "all"
     """which of them"""
     seeds: tuple[int, ...] = (1, 2, 3)
     """seeds to run"""
@@ -185,7 +196,8 @@ def table() -> str:
                 f"| {recipe.title} | {recipe.goal or 'report'} | {row['seed']} | {int(row['steps']):,} "
                 f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f} |"
             )
-        commands.append(f"### {recipe.title}\n\n```bash\n{command(recipe)}\n```\n")
+        install = f"{recipe.install}\n" if recipe.install else ""
+        commands.append(f"### {recipe.title}\n\n```bash\n{install}{command(recipe)}\n```\n")
         if (ROOT / "benchmarks" / "results" / f"{task}.png").exists():
             commands.append(f"![learning curves](benchmarks/results/{task}.png)\n")
     return "\n".join(rows) + "\n\n" + "\n".join(commands)

@@ -1,0 +1,264 @@
+"""The fast paths: the same algorithm, the same bits from run to run and over a resume, and nothing learned in building them.
+
+CUDA graphs are tested twice: everywhere with a stand-in for the capture that calls the captured function again, and, where
+there is a CUDA device, for what they are.
+"""
+
+import contextlib
+import copy
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import quick_args
+from test_train import digest
+
+import ddpg_continuous_action as ddpg
+
+OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def filled_buffer(device: torch.device, size: int = 200) -> ddpg.ReplayBuffer:
+    rb = ddpg.ReplayBuffer(size, OBS, ACTIONS, device, handle_timeout_termination=False)
+    rb.transitions[:] = np.random.default_rng(0).normal(size=rb.transitions.shape)
+    rb.dones[:] = np.random.default_rng(1).random(rb.dones.shape) < 0.1
+    rb.full = True
+    return rb
+
+
+def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
+    """An agent after some updates and what these returned; the same seeds for all."""
+    torch.manual_seed(0), np.random.seed(0)
+    args = quick_args(accelerate=accelerate, cuda=device == "cuda", **changes)
+    agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device))
+    ddpg.accelerate(agent, args, rb.blank(16))
+    losses = [agent.update(rb.sample(16), update_actor=update % 3 == 2) for update in range(updates)]
+    return agent, losses, rb
+
+
+def tensors(state) -> list[torch.Tensor]:
+    """The tensors in a nested state, in order."""
+    if isinstance(state, dict):
+        return [tensor for value in state.values() for tensor in tensors(value)]
+    return [state] if isinstance(state, torch.Tensor) else []
+
+
+def assert_same(a, b, **tolerance) -> None:
+    """Equal, bit for bit if no tolerance is given."""
+    tolerance = tolerance or {"rtol": 0, "atol": 0}
+    for one, other in zip(tensors(a), tensors(b), strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """CUDA graphs without CUDA: a replay calls the function again and puts the result where the capture had it."""
+
+    class Stream:
+        def wait_stream(self, other): ...
+
+        def wait_event(self, event):
+            assert event.recorded
+
+    class Event:
+        recorded = False
+
+        def record(self):
+            self.recorded = True
+
+    def capture(function):
+        result = function()
+        result.fill_(torch.nan)  # a capture computes nothing
+
+        def replay():
+            result.copy_(function())
+            replays.append(function)
+
+        return replay, result
+
+    replays = []
+    monkeypatch.setattr(ddpg, "capture", capture)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    return replays
+
+
+def same_algorithm(accelerate: str, tolerance: dict, device: str = "cpu", **changes) -> None:
+    eager, eager_losses, _ = trained("eager", device, **changes)
+    fast, losses, _ = trained(accelerate, device, **changes)
+    assert "update" in vars(fast) or "descend" in vars(fast)  # it is not the fallback
+    assert_same(eager.state_dict(), fast.state_dict(), **tolerance)
+    for one, other in zip(eager_losses, losses, strict=True):
+        assert_same(one, other, **tolerance)
+    obs = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
+    for rows in (obs, obs[:1], obs):
+        np.testing.assert_allclose(fast.act(rows), eager.act(rows), **(tolerance or {"rtol": 0}))
+
+
+def trains_nothing(accelerate: str, device: str = "cpu") -> None:
+    """Neither a fresh agent nor one with a past changes, and no random stream."""
+    for updates in (0, 5):
+        agent, _, rb = trained("eager", device, updates)
+        before = copy.deepcopy(agent.state_dict())
+        random = torch.get_rng_state(), np.random.get_state()[1].copy()
+        ddpg.accelerate(agent, quick_args(accelerate=accelerate), rb.blank(16))
+        assert "update" in vars(agent) or "descend" in vars(agent)
+        assert_same(before["networks"], agent.state_dict()["networks"])
+        if updates:
+            assert_same(before, agent.state_dict())
+        else:
+            assert not any(tensor.any() for tensor in tensors(agent.state_dict()["optimizers"]))
+        assert torch.equal(random[0], torch.get_rng_state()) and (random[1] == np.random.get_state()[1]).all()
+
+
+def restores(accelerate: str, device: str = "cpu") -> None:
+    """Another agent's state loaded after building: from there on it learns as that agent does, and so it is saved."""
+    other, _, rb = trained("eager", device, 7)
+    agent, _, _ = trained(accelerate, device, 3)
+    agent.load_state_dict(copy.deepcopy(other.state_dict()))
+    assert_same(other.state_dict(), agent.state_dict())
+    for update_actor in (False, True, False):
+        batch = rb.sample(16)
+        batch = ddpg.ReplayBufferSamples(*(part.clone() for part in batch[:5]))
+        other.update(batch, update_actor), agent.update(batch, update_actor)
+    assert_same(other.state_dict(), agent.state_dict(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "atol"),
+    [
+        ({}, 1e-6),  # other orders of summation
+        ({"normalization": "layer", "critic_loss": "huber", "weight_decay": 0.01}, 1e-5),
+        ({"normalization": "batch"}, 4e-3),  # a bias before it has no gradient but rounding, and Adam makes 12 steps of that
+    ],
+)
+def test_compiled_is_the_same_algorithm(changes, atol):
+    same_algorithm("compile", {"rtol": 1e-4, "atol": atol}, hidden_sizes=(32, 24), **changes)
+
+
+def test_compiling_trains_nothing():
+    trains_nothing("compile")
+
+
+def test_compiled_restores():
+    restores("compile")
+
+
+def test_compiled_runs_are_the_same_twice(run):
+    assert digest(run(quick_args(accelerate="compile"))) == digest(run(quick_args(accelerate="compile")))
+
+
+@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}])
+def test_captured_is_the_same_algorithm_bit_for_bit(stand_in, changes):
+    same_algorithm("cudagraph", {}, **changes)
+    assert len(stand_in) == 12 + 3
+
+
+def test_capturing_trains_nothing(stand_in):
+    trains_nothing("cudagraph")
+
+
+def test_captured_restores(stand_in):
+    restores("cudagraph")
+
+
+def test_losses_of_a_replay_outlive_the_next(stand_in):
+    _, losses, _ = trained("cudagraph", updates=4)
+    assert len({loss["q_loss"].item() for loss in losses}) == 4
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_captured_run_is_the_eager_one(run, stand_in, num_envs):
+    """With evaluations in between, whose `act` has another shape than that of three environments."""
+    eager, captured = (
+        run(quick_args(accelerate=accelerate, num_envs=num_envs, eval_frequency=100)) for accelerate in ("eager", "cudagraph")
+    )
+    assert stand_in and digest(eager) == digest(captured)
+
+
+@pytest.mark.parametrize("accelerate", ["compile", "cudagraph"])
+def test_what_cannot_be_built_falls_back_to_eager(run, monkeypatch, capsys, accelerate):
+    eager = digest(run(quick_args(accelerate="eager")))
+    capsys.readouterr()
+
+    def broken(*_, **__):
+        raise RuntimeError("no such thing on this machine\nand more about it")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(torch.cuda, "Stream", broken)
+    assert digest(run(quick_args(accelerate=accelerate))) == eager
+    line = f"--accelerate {accelerate} does not work here (no such thing on this machine), training goes on in eager mode\n"
+    assert line in capsys.readouterr().out
+
+
+def test_without_training_also_after_an_error():
+    agent, _, rb = trained("eager", updates=5)
+    before = copy.deepcopy(agent.state_dict())
+    with pytest.raises(ZeroDivisionError), ddpg.without_training(agent):
+        agent.update(rb.sample(16), True)
+        torch.rand(1)
+        raise ZeroDivisionError
+    assert_same(before, agent.state_dict())
+
+
+def test_threads_and_precision(monkeypatch):
+    """Two threads at most if none are asked for, whatever the machine has."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        ddpg.set_up_torch(quick_args(num_threads=3, matmul_precision="high"))
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (3, "high")
+        ddpg.set_up_torch(quick_args())
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "highest")
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+
+
+# With a CUDA device
+
+
+@needs_cuda
+@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, {"hidden_sizes": (256, 256)}])
+def test_cuda_graphs_are_the_same_algorithm_bit_for_bit(changes):
+    same_algorithm("cudagraph", {}, "cuda", **changes)
+
+
+@needs_cuda
+def test_capturing_cuda_graphs_trains_nothing():
+    trains_nothing("cudagraph", "cuda")
+
+
+@needs_cuda
+def test_cuda_graphs_restore():
+    restores("cudagraph", "cuda")
+
+
+@needs_cuda
+def test_cuda_and_cpu_learn_the_same():
+    """Over a few updates, but for rounding."""
+    on_cuda, _, _ = trained("auto", "cuda", updates=6)
+    on_cpu, _, _ = trained("eager", updates=6)
+    for one, other in zip(tensors(on_cuda.state_dict()["networks"]), tensors(on_cpu.state_dict()["networks"]), strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-5)
+
+
+@needs_cuda
+def test_a_run_on_cuda_graphs_is_the_eager_one(run):
+    runs = [run(quick_args(accelerate=accelerate, cuda=True, eval_frequency=100)) for accelerate in ("eager", "auto", "auto")]
+    states = [copy.deepcopy(parts.agent.state_dict()) for parts in runs]
+    assert_same(states[0], states[1])
+    assert_same(states[1], states[2])
+
+
+@needs_cuda
+def test_a_resumed_run_on_cuda_graphs_is_the_uninterrupted_one(run):
+    args = quick_args(cuda=True, checkpoint_frequency=150)
+    whole = run(args)
+    cut = run(quick_args(cuda=True, checkpoint_frequency=150, total_timesteps=200))
+    resumed = run(ddpg.dataclasses.replace(args, resume=cut.run_dir))
+    assert_same(whole.agent.state_dict(), resumed.agent.state_dict())
