@@ -732,9 +732,9 @@ def accelerate(agent, args: Args, batch: ReplayBufferSamples) -> None:
             for update_actor in (True, False):
                 agent.update(batch, update_actor)  # has the optimisers make their state
             build[args.accelerate](agent, batch)
-        agent.load_state_dict = lambda state: fill(agent.state_dict(), state)
+        agent.load_state_dict = partial(restore, agent)
     except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
-        for name in ("update", "act", "descend", *agent.compiled):
+        for name in ("update", "act", "descend", *getattr(agent, "compiled", ())):
             vars(agent).pop(name, None)  # uncovers the class's own
         reason = next(iter(str(error).splitlines()), repr(error))
         print(f"--accelerate {args.accelerate} does not work here ({reason}), training goes on in eager mode")
@@ -748,7 +748,14 @@ def without_training(agent):
         with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
             yield
     finally:
-        fill(agent.state_dict(), before)
+        restore(agent, before)
+
+
+def restore(agent, state: dict[str, Any]) -> None:
+    """What `agent.load_state_dict` does, with each tensor left in its place."""
+    fill(agent.state_dict(), state)
+    if agent.device.type == "cuda":
+        torch.cuda.synchronize()  # a captured `act` reads on a stream of its own
 
 
 @torch.no_grad()
@@ -763,6 +770,7 @@ def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
 
 def compile_update(agent, batch: ReplayBufferSamples) -> None:
     """The parts of `update` as compiled functions, each loss together with its gradients, and the kernel of AdamW alone."""
+    torch._dynamo.reset()  # versions compiled for an earlier agent of this process count against a limit
     torch._dynamo.config.trace_autograd_ops = True
     for name in agent.compiled:
         setattr(agent, name, torch.compile(getattr(agent, name), fullgraph=True, options={"cpp_wrapper": True}))

@@ -1,24 +1,24 @@
-"""Environment steps a second of the script and of stable-baselines3 doing the same work, in alternating pairs.
+"""Environment steps a second of the script and of stable-baselines3 doing the same work, in alternating slices.
 
     python benchmarks/speed.py                                                   # Hopper-v4, one environment
     python benchmarks/speed.py --num-envs 1 8 32 --env-id Humanoid-v4 --fill 0 1000000
     python benchmarks/speed.py --profile                                         # microseconds by part of the loop
     python benchmarks/speed.py --readme                                          # write the README's table from the results
 
-Each figure is the median over the steps after warm-up of a process of its own, training included; stable-baselines3 is its
-TD3 with one critic, a policy delay of 2 and no target noise, which is DDPG with delayed updates. Beside it stands the share
-of the limit that the matrix products alone set, at the float32 rate that torch.mm reaches at the same number of threads in
-the same minutes. With several environments all of them step, and one update follows, on both sides. The rows are appended
-to benchmarks/results/speed.csv.
+Each side trains in a process of its own. After its warm-up it is stopped, and then the sides go on in turns, a few seconds
+each: what slows the machine down for a minute slows all of them. A figure is the median over the rounds; a ratio is taken
+round by round. stable-baselines3 is its TD3 with one critic, a policy delay of 2 and no target noise, which is DDPG with
+delayed updates. One more side only multiplies matrices of 256 x 256 in float32, at the same number of threads: what it
+reaches is the limit that the matrix products of the updates alone would set. With several environments all of them step,
+and one update follows, on both sides. The rows are appended to benchmarks/results/speed.csv.
 """
 
 import csv
 import datetime
 import functools
-import json
 import os
 import platform
-import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.csv"
@@ -52,10 +53,10 @@ class Options:
     """--matmul-precision of the script"""
     cuda: bool = False
     """measure on the CUDA device"""
-    pairs: int = 3
-    """rounds in which each side is measured once"""
-    steps: int = 4500
-    """steps of all environments in each process; the last two thirds are measured"""
+    rounds: int = 15
+    """slices of each side"""
+    seconds: float = 2.0
+    """length of a slice"""
     threads: int = 2
     """threads of each process"""
     profile: bool = False
@@ -63,18 +64,24 @@ class Options:
     readme: bool = False
     """write the README's table from the results instead of measuring"""
     side: str = ""
-    """used by the benchmark itself: measure this side in this process"""
+    """used by the benchmark itself: be this side"""
+    counter: Path = Path("counter")
+    """used by the benchmark itself: where that side counts its steps"""
 
 
-def arguments(side: str, options: Options):
-    """The script's, for `steps` steps with nothing but training in them."""
+LEARNING_STARTS = 1000
+PROFILED_STEPS = 4500
+
+
+def arguments(side: str, steps: int, options: Options):
+    """The script's, for that many steps with nothing but training in them."""
     import ddpg_continuous_action as ddpg
 
     return ddpg.Args(
         env_id=options.env_id,
         num_envs=options.num_envs[0],
-        total_timesteps=options.steps * options.num_envs[0],
-        learning_starts=1000,
+        total_timesteps=steps,
+        learning_starts=LEARNING_STARTS,
         eval_frequency=0,
         checkpoint_frequency=0,
         save_model=False,
@@ -85,36 +92,30 @@ def arguments(side: str, options: Options):
     )
 
 
-def script(side: str, options: Options) -> dict[str, float]:
-    """Steps a second of the script, from the charts/SPS that it logs itself, and megabytes but for the replay buffer."""
+def script(side: str, count, options: Options) -> None:
+    """Train with the script until killed, in a buffer that holds `fill` transitions already."""
     import numpy as np
-    from conftest import scalars
 
     import ddpg_continuous_action as ddpg
 
-    class FilledBuffer(ddpg.ReplayBuffer):
+    class CountingBuffer(ddpg.ReplayBuffer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             rows = min(options.fill[0] // self.n_envs, self.buffer_size)
-            self.transitions[:rows] = np.random.default_rng(0).random((rows, *self.transitions.shape[1:]), np.float32)
+            for row in range(rows):  # no second array of that size, which would count as memory of the process
+                self.transitions[row] = np.random.default_rng(row).random(self.transitions.shape[1:], np.float32)
             self.pos, self.full = rows % self.buffer_size, rows == self.buffer_size
-            buffers.append(self)
 
-    buffers: list[ddpg.ReplayBuffer] = []
-    ddpg.ReplayBuffer, ddpg.FINAL_EVALUATION_EPISODES = FilledBuffer, 1
-    args = arguments(side, options)
-    run_dir = ddpg.train(args)
-    (rb,) = buffers
-    resident = rb.transitions[: rb.size()].nbytes
-    return {
-        "rate": statistics.median(value for step, value in scalars(run_dir)["charts/SPS"] if step > args.total_timesteps / 3),
-        "megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident) / 1e6,
-        "bytes_per_transition": rb.transitions.nbytes / args.buffer_size,
-    }
+        def add(self, *values):
+            super().add(*values)
+            count(self.n_envs)
+
+    ddpg.ReplayBuffer = CountingBuffer
+    ddpg.train(arguments(side, 10**9, options))
 
 
-def stable_baselines3(options: Options) -> dict[str, float]:
-    """Steps a second of stable-baselines3's TD3 set to the same work, over windows of 100 steps as the script's."""
+def stable_baselines3(count, options: Options) -> None:
+    """Train with stable-baselines3's TD3, set to the same work, until killed."""
     import gymnasium as gym
     import numpy as np
     import torch
@@ -123,18 +124,11 @@ def stable_baselines3(options: Options) -> dict[str, float]:
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
-    (num_envs,), total = options.num_envs, options.steps * options.num_envs[0]
+    (num_envs,) = options.num_envs
 
-    class Clock(BaseCallback):
-        rates: list[float] = []  # noqa: RUF012
-        last = (0, 0.0)
-
+    class Count(BaseCallback):
         def _on_step(self) -> bool:
-            if self.num_timesteps // 100 > self.last[0] // 100:
-                now = time.perf_counter()
-                if self.last[0] > total / 3:
-                    self.rates.append((self.num_timesteps - self.last[0]) / (now - self.last[1]))
-                self.last = (self.num_timesteps, now)
+            count(num_envs)
             return True
 
     torch.set_num_threads(options.threads)
@@ -144,7 +138,7 @@ def stable_baselines3(options: Options) -> dict[str, float]:
         "MlpPolicy",
         make_vec_env(options.env_id, n_envs=num_envs),
         learning_rate=3e-4,
-        learning_starts=1000,
+        learning_starts=LEARNING_STARTS,
         gradient_steps=1,
         train_freq=1,
         policy_delay=2,
@@ -154,17 +148,24 @@ def stable_baselines3(options: Options) -> dict[str, float]:
         policy_kwargs={"n_critics": 1, "net_arch": [256, 256]},
         device="cuda" if options.cuda else "cpu",
     )
-    clock = Clock()
-    model.learn(total, callback=clock)
-    return {"rate": statistics.median(clock.rates)}
+    model.learn(10**9, callback=Count())
 
 
-def matrix_limit(options: Options) -> dict[str, float]:
-    """Steps a second if the matrix products of an average update were all there is, at the rate torch.mm reaches."""
-    import gymnasium as gym
+def matrix_products(count, options: Options) -> None:
+    """Multiply matrices until killed."""
     import torch
 
     torch.set_num_threads(options.threads)
+    a, b = torch.randn(2, 256, 256)
+    while True:
+        a @ b
+        count(1)
+
+
+def steps_a_product(num_envs: int, options: Options) -> float:
+    """Environment steps whose average update is as much work as one product of matrices of 256 x 256."""
+    import gymnasium as gym
+
     env = gym.make(options.env_id)
     inputs, actions = env.observation_space.shape[0], env.action_space.shape[0]
 
@@ -175,22 +176,14 @@ def matrix_limit(options: Options) -> dict[str, float]:
     no_first = 256 * 256 + 256  # backward to the inputs of the layers after the first
     critic_update = (actor + critic) + critic + critic + no_first
     actor_update = (actor + critic) + (critic - (inputs * 256)) + (actor + no_first)
-    operations = 2 * 256 * (critic_update + actor_update / 2)
-    a, b = torch.randn(2, 256, 256)
-    seconds = []
-    for _ in range(200):
-        begin = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        seconds.append((time.perf_counter() - begin) / 10)
-    return {"rate": options.num_envs[0] * 2 * 256**3 / statistics.median(seconds) / operations}
+    return num_envs * 256**2 / (critic_update + actor_update / 2)
 
 
 def profile(options: Options) -> None:
     """Print the microseconds that each part of the loop takes, per call and per step, inner parts indented."""
     import ddpg_continuous_action as ddpg
 
-    args = arguments(options.sides[0], options)
+    args = arguments(options.sides[0], PROFILED_STEPS, options)
     parts = {
         "act": (ddpg.DDPG, "act"),
         "environments": (ddpg.gym.wrappers.vector.RecordEpisodeStatistics, "step"),
@@ -227,8 +220,8 @@ def profile(options: Options) -> None:
     build, ddpg.accelerate, ddpg.FINAL_EVALUATION_EPISODES = ddpg.accelerate, accelerate, 1
     begin = time.perf_counter()
     ddpg.train(args)
-    whole = 1e6 * (time.perf_counter() - begin) / options.steps
-    measured = options.steps * 2 // 3
+    whole = 1e6 * (time.perf_counter() - begin) / PROFILED_STEPS
+    measured = PROFILED_STEPS * 2 // 3
     print("| part | microseconds a call | microseconds a step |\n|---|---|---|")
     for name in parts:
         calls = times[name][-int(len(times[name]) * 2 / 3) :]
@@ -237,17 +230,44 @@ def profile(options: Options) -> None:
     print(f"the run, with its start and its end: {whole:.0f} microseconds a step")
 
 
-def measure(side: str, num_envs: int, fill: int, options: Options) -> dict[str, float]:
-    """Measure one side in a process of its own."""
-    flags = f"--env-id {options.env_id} --num-envs {num_envs} --steps {options.steps} --threads {options.threads} --fill {fill}"
-    flags += f" --matmul-precision {options.matmul_precision} --side {side} --{'' if options.cuda else 'no-'}cuda"
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(Path(__file__).resolve()), *flags.split()]
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode != 0 or "does not work here" in done.stdout:
-        raise RuntimeError(done.stdout + done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+class Side:
+    """A process that trains on and on, for as long as it is let."""
+
+    def __init__(self, side: str, num_envs: int, fill: int, options: Options, folder: Path):
+        import numpy as np
+
+        counter, self.log, self.side = folder / f"{side}.counter", folder / f"{side}.log", side
+        self.count = np.memmap(counter, np.int64, "w+", shape=(1,))
+        flags = f"--env-id {options.env_id} --num-envs {num_envs} --threads {options.threads} --fill {fill} --side {side}"
+        flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda --counter {counter}"
+        with open(self.log, "w") as log:
+            command = [sys.executable, str(Path(__file__).resolve()), *flags.split()]
+            environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        while self.count[0] < LEARNING_STARTS + 300 * num_envs:
+            self.check()
+            time.sleep(0.1)
+        self.process.send_signal(signal.SIGSTOP)
+
+    def check(self) -> None:
+        if self.process.poll() is not None or "does not work here" in self.log.read_text():
+            self.process.kill()
+            raise RuntimeError(f"{self.side} failed:\n{self.log.read_text()[-2000:]}")
+
+    def run(self, seconds: float) -> float:
+        """Let it train for a while; returns how many steps it made a second."""
+        begin, count = time.perf_counter(), int(self.count[0])
+        self.process.send_signal(signal.SIGCONT)
+        time.sleep(seconds)
+        self.process.send_signal(signal.SIGSTOP)
+        rate = (int(self.count[0]) - count) / (time.perf_counter() - begin)
+        self.check()
+        return rate
+
+    def peak_memory(self) -> int:
+        """Bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def machine(options: Options) -> str:
@@ -267,19 +287,32 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
     """Measure all sides in alternation, print the table and append it to the results."""
     import ddpg_continuous_action as ddpg
 
-    found = defaultdict(list)
-    sides = (*options.sides, "limit") if not options.cuda else options.sides
-    for pair in range(options.pairs):
-        for side in sides:
-            found[side].append(measure(side, num_envs, fill, options))
-            print(f"round {pair + 1}, {side}: {found[side][-1]['rate']:.0f} steps a second", flush=True)
-    rates = {side: [one["rate"] for one in ones] for side, ones in found.items()}
+    rates = defaultdict(list)
+    names = options.sides if options.cuda else (*options.sides, "limit")
+    with tempfile.TemporaryDirectory() as folder:
+        sides = []
+        try:
+            for name in names:
+                sides.append(Side(name, num_envs, fill, options, Path(folder)))
+            for _ in tqdm(range(options.rounds), unit="round", disable=None):
+                for side in sides:
+                    rates[side.side].append(side.run(options.seconds))
+            counts = {side.side: int(side.count[0]) for side in sides}
+            memory = {side.side: side.peak_memory() for side in sides}
+        finally:
+            for side in sides:
+                side.process.kill()
+                side.process.wait()
+    rates["limit"] = [rate * steps_a_product(num_envs, options) for rate in rates["limit"]]
+    env = ddpg.gym.make(options.env_id)
+    transition = 4 * (2 * env.observation_space.shape[0] + env.action_space.shape[0] + 2)
     print(f"\n{options.env_id}, environments: {num_envs}, transitions in the buffer: {fill}, threads: {options.threads}")
     print("| | steps a second | ratio to the last side | share of the matrix-product limit | MB without the buffer |")
     print("|---|---|---|---|---|")
     for side in options.sides:
         ratios = [a / b for a, b in zip(rates[side], rates[options.sides[-1]], strict=True)]
-        shares = [a / b for a, b in zip(rates[side], rates.get("limit", ()), strict=False)]
+        shares = [a / b for a, b in zip(rates[side], rates["limit"], strict=False)]
+        own = side != "stable-baselines3"
         row = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(options),
@@ -288,7 +321,7 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
             "fill": fill,
             "threads": options.threads,
             "matmul_precision": options.matmul_precision,
-            "pairs": options.pairs,
+            "rounds": options.rounds,
             "side": side,
             "rate": round(statistics.median(rates[side])),
             "rate_min": round(min(rates[side])),
@@ -298,8 +331,7 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
             "ratio_min": round(min(ratios), 2),
             "ratio_max": round(max(ratios), 2),
             "matrix_limit_share": round(statistics.median(shares), 2) if shares else "",
-            "megabytes": round(max(one.get("megabytes", 0) for one in found[side])) or "",
-            "bytes_per_transition": found[side][0].get("bytes_per_transition", ""),
+            "megabytes": round((memory[side] - transition * min(10**6, fill + counts[side])) / 1e6) if own else "",
             "versions": " ".join(f"{name}={version}" for name, version in ddpg.versions().items()),
         }
         print("| {side} | {rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | ".format(**row), end="")
@@ -333,8 +365,15 @@ def table() -> str:
 def main(options: Options) -> None:
     """Do what the options ask for."""
     if options.side:
-        sides = {"stable-baselines3": stable_baselines3, "limit": matrix_limit}
-        print(json.dumps(sides.get(options.side, functools.partial(script, options.side))(options)))
+        import numpy as np
+
+        counter = np.memmap(options.counter, np.int64, "r+", shape=(1,))
+
+        def count(steps: int) -> None:
+            counter[0] += steps
+
+        sides = {"stable-baselines3": stable_baselines3, "limit": matrix_products}
+        sides.get(options.side, functools.partial(script, options.side))(count, options)
     elif options.profile:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)

@@ -149,8 +149,9 @@ def test_compiled_restores():
     restores("compile")
 
 
-def test_compiled_runs_are_the_same_twice(run):
+def test_compiled_runs_are_the_same_twice(run, capsys):
     assert digest(run(quick_args(accelerate="compile"))) == digest(run(quick_args(accelerate="compile")))
+    assert "eager" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}])

@@ -76,6 +76,9 @@ BAD = {
     "unknown argument of the environment": ('--env-kwargs {"gravity":1}', "gravity"),
     "empty episodes": ("--max-episode-steps 0", "1 or more"),
     "target never evaluated": ("--target-return 5.5 --eval-frequency 0",),
+    "no threads": ("--num-threads 0", "1 or more"),
+    "unknown acceleration": ("--accelerate jit", "cudagraph"),
+    "unknown precision": ("--matmul-precision low", "medium"),
     "no run": ("--evaluate runs/none", "folder of a run"),
 } | {
     f"NaN {name}": (f"--{name.replace('_', '-')} nan", "must be")
