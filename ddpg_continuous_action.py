@@ -668,13 +668,19 @@ class DDPG:
             parameter.grad = gradient
         optimizer.step()
 
+    def averaged_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters of both target networks, and those they follow."""
+        targets, online = (self.target_actor, self.target_critic), (self.actor, self.critic)
+        return [p for net in targets for p in net.parameters()], [p for net in online for p in net.parameters()]
+
     @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        for online, target in ((self.actor, self.target_actor), (self.critic, self.target_critic)):
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
-            for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
-                target_buffer.copy_(buffer)
+        torch._foreach_lerp_(*self.averaged_parameters(), self.args.tau)
+        if self.args.normalization == "batch":
+            for online, target in ((self.actor, self.target_actor), (self.critic, self.target_critic)):
+                for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+                    target_buffer.copy_(buffer)
 
 
 class ReplayBuffer(buffers.ReplayBuffer):
@@ -720,7 +726,7 @@ def accelerate(agent, args: Args, batch: ReplayBufferSamples) -> None:
     `agent.load_state_dict` fills the tensors that are there, because the fast versions refer to those.
 
     Args:
-        agent: has `compiled`, `optimizers`, `descend` and `policy` as DDPG has, beside what `train` asks for.
+        agent: has what DDPG has of `compiled`, `optimizers`, `policy`, `descend` and `averaged_parameters`.
         batch: of the shape of those to come; for captured graphs, also in their place.
     """
     build = {"auto": capture_graphs if agent.device.type == "cuda" else None, "eager": None}
@@ -734,7 +740,7 @@ def accelerate(agent, args: Args, batch: ReplayBufferSamples) -> None:
             build[args.accelerate](agent, batch)
         agent.load_state_dict = partial(restore, agent)
     except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
-        for name in ("update", "act", "descend", *getattr(agent, "compiled", ())):
+        for name in ("update", "act", "descend", "averaged_parameters", *getattr(agent, "compiled", ())):
             vars(agent).pop(name, None)  # uncovers the class's own
         reason = next(iter(str(error).splitlines()), repr(error))
         print(f"--accelerate {args.accelerate} does not work here ({reason}), training goes on in eager mode")
@@ -788,6 +794,8 @@ def compile_update(agent, batch: ReplayBufferSamples) -> None:
         torch._fused_adamw_(parameters, gradients, averages, squares, [], steps, **settings)
 
     agent.descend = descend
+    averaged = agent.averaged_parameters()
+    agent.averaged_parameters = lambda: averaged  # to list them takes longer than to average them
     for update_actor in (True, False):
         agent.update(batch, update_actor)
 

@@ -353,7 +353,9 @@ def table() -> str:
     rows = ["| environment | environments | in the buffer | threads | side | steps a second | ratio | limit | MB |"]
     rows.append("|---|---|---|---|---|---|---|---|---|")
     for row in latest.values():
-        row["side"] += f" ({row['matmul_precision']})" if row["matmul_precision"] != "highest" else ""
+        if row["matmul_precision"] != "highest":
+            beside = row["side"] == "stable-baselines3"
+            row["side"] += f" (beside {row['matmul_precision']})" if beside else f" ({row['matmul_precision']})"
         row["fill"] = f"{int(row['fill']):,}"
         cells = "{env_id} | {num_envs} | {fill} | {threads} | {side} | {rate} ({rate_min} to {rate_max}) | "
         cells += "{ratio} ({ratio_min} to {ratio_max}) | {matrix_limit_share} | {megabytes}"
