@@ -1,5 +1,6 @@
 """The learner, against an independent computation in NumPy at float64 and against properties of the algorithm."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -217,3 +218,16 @@ def test_the_update_path_raises_no_warning():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", env=None, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "error\n", done.stderr
+
+
+def test_a_loaded_state_brings_moments_but_no_settings(agent):
+    """The learning rate, and whether graphs can be captured, are the arguments' and the device's."""
+    other = ddpg.DDPG(OBS, ACTIONS, dataclasses.replace(agent.args, learning_rate=0.1, weight_decay=0.5), torch.device("cpu"))
+    other.update(batch_of(8), update_actor=True)
+    agent.load_state_dict(other.state_dict())
+    for name, optimizer in agent.optimizers.items():
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"]) == (agent.args.learning_rate, agent.args.weight_decay) != (0.1, 0.5)
+        for parameter, theirs in zip(group["params"], other.optimizers[name].param_groups[0]["params"], strict=True):
+            for part, value in other.optimizers[name].state[theirs].items():
+                assert torch.equal(optimizer.state[parameter][part], value)
