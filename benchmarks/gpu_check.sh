@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 python -c "import torch; print(torch.__version__, torch.version.cuda); assert torch.cuda.is_available()"
-timeout 150 python -m pytest -q -n0 tests/test_accelerate.py -k "cuda or captur"
+timeout 140 python -m pytest -q -n0 tests/test_accelerate.py -k "cuda or captur"
 timeout 200 python benchmarks/speed.py --cuda --sides cudagraph eager --rounds 20
 timeout 40 python benchmarks/speed.py --cuda --sides cudagraph --profile
 timeout 30 python benchmarks/sampling.py --cuda
