@@ -509,7 +509,7 @@ def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
     for units in args.hidden_sizes:
         layers += [nn.Linear(inputs, units), NORMALIZATIONS[args.normalization](units), ACTIVATIONS[args.activation]()]
         inputs = units
-    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))  # which costs a call
 
 
 class Critic(nn.Module):
@@ -546,8 +546,8 @@ class Actor(nn.Module):
 Gradients = tuple[torch.Tensor | None, ...]
 
 
-def gradients(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> Gradients:
-    """The gradients of a loss by the parameters of this optimiser, and of no others."""
+def gradients_of(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> Gradients:
+    """The gradients of a loss by the parameters of this optimiser and no others; None where it does not depend on one."""
     return torch.autograd.grad(loss, optimizer.param_groups[0]["params"], allow_unused=True)
 
 
@@ -633,14 +633,14 @@ class DDPG:
         self.batch_mode(self.critic, True)
         loss, q_values = self.critic_loss(batch)
         self.batch_mode(self.critic, False)
-        return {"q_loss": loss.detach(), "q_est": q_values.detach().mean()}, gradients(loss, self.critic_optimizer)
+        return {"q_loss": loss.detach(), "q_est": q_values.detach().mean()}, gradients_of(loss, self.critic_optimizer)
 
     def actor_gradients(self, batch) -> tuple[dict[str, torch.Tensor], Gradients]:
         """The loss actor_loss, detached, and the actor's gradients; nothing is spent on the critic's."""
         self.batch_mode(self.actor, True)
         loss = self.actor_loss(batch)
         self.batch_mode(self.actor, False)
-        return {"actor_loss": loss.detach()}, gradients(loss, self.actor_optimizer)
+        return {"actor_loss": loss.detach()}, gradients_of(loss, self.actor_optimizer)
 
     def batch_mode(self, network: nn.Module, on: bool) -> None:
         """Have batch normalisation use the statistics of the batch, or the running ones (no other layer heeds this)."""
@@ -729,21 +729,21 @@ def accelerate(agent, args: Args, batch: ReplayBufferSamples) -> None:
         agent: has what DDPG has of `compiled`, `optimizers`, `policy`, `descend` and `averaged_parameters`.
         batch: of the shape of those to come; for captured graphs, also in their place.
     """
-    build = {"auto": capture_graphs if agent.device.type == "cuda" else None, "eager": None}
-    build |= {"compile": compile_update, "cudagraph": capture_graphs}
-    if build[args.accelerate] is None:
+    auto = "cudagraph" if agent.device.type == "cuda" else "eager"
+    mode = auto if args.accelerate == "auto" else args.accelerate
+    if mode == "eager":
         return
     try:
         with without_training(agent):
             for update_actor in (True, False):
                 agent.update(batch, update_actor)  # has the optimisers make their state
-            build[args.accelerate](agent, batch)
+            {"compile": compile_update, "cudagraph": capture_graphs}[mode](agent, batch)
         agent.load_state_dict = partial(restore, agent)
     except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
         for name in ("update", "act", "descend", "averaged_parameters", *getattr(agent, "compiled", ())):
             vars(agent).pop(name, None)  # uncovers the class's own
         reason = next(iter(str(error).splitlines()), repr(error))
-        print(f"--accelerate {args.accelerate} does not work here ({reason}), training goes on in eager mode")
+        print(f"--accelerate {mode} does not work here ({reason}), training goes on in eager mode")
 
 
 @contextlib.contextmanager
@@ -967,7 +967,8 @@ def load_model(agent, path: Path) -> None:
         UsageError: if the file is damaged or of other networks than the agent's.
     """
     try:
-        saved = torch.load(path, map_location=agent.device, weights_only=True)
+        # By way of the host, whose copies are waited for: a captured `act` reads the networks on a stream of its own.
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         for name, network in agent.networks.items():
             network.load_state_dict(saved[name])
     except Exception as error:  # zip, pickle, key and shape errors, by where the damage is
@@ -1363,7 +1364,7 @@ def train(args: Args, agent_class: type = DDPG) -> Path:
     Args:
         args: the arguments of the run.
         agent_class: called as `agent_class(observation_space, action_space, args, device)`; has `act`, `value`,
-            `update`, `networks`, `state_dict` and `load_state_dict` as DDPG has.
+            `update`, `networks`, `state_dict` and `load_state_dict` as DDPG has, and for --accelerate what that asks for.
 
     Returns:
         the run folder.

@@ -79,7 +79,7 @@ RECIPES = {
 class Options:
     """Run the recipes."""
 
-    task: Literal["all", "pendulum", "mountain_car", "lunar_lander", "inverted_pendulum", "hopper"] = "all"
+    task: Literal["all", *RECIPES] = "all"
     """which of them"""
     seeds: tuple[int, ...] = (1, 2, 3)
     """seeds to run"""
