@@ -57,7 +57,7 @@ RECIPES = {
     "lunar_lander": Recipe(
         "LunarLanderContinuous-v3",
         "--env-id LunarLanderContinuous-v3 --total-timesteps 500000 --learning-starts 10000 --eval-frequency 10000 "
-        "--eval-episodes 20 --target-return 235 --gamma 0.98 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 400 300 "
+        "--eval-episodes 50 --target-return 240 --gamma 0.98 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 400 300 "
         "--policy-frequency 1 --exploration-noise 0.2 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
         "--buffer-size 200000",
         200,
