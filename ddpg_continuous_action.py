@@ -777,31 +777,44 @@ def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
 
 
 def compile_update(agent, batch: ReplayBufferSamples) -> None:
-    """The losses of `update`, each together with its gradients, as compiled functions, and the kernel of AdamW alone."""
+    """The losses of `update`, each together with its gradients, and the policy as compiled functions; the kernel of AdamW
+    alone."""
     for name in agent.compiled:
         setattr(agent, name, compile_function(getattr(agent, name), agent, batch))
-    states = {}
+    eager_policy, policies, states = agent.policy, {}, {}
+
+    def policy(obs: torch.Tensor) -> torch.Tensor:
+        if obs.shape not in policies:
+            policies[obs.shape] = compile_function(lambda inputs: eager_policy(*inputs), agent, (obs,))
+        return policies[obs.shape]((obs,))
+
     for optimizer in agent.optimizers.values():
         (group,) = optimizer.param_groups
-        moments = [[optimizer.state[p][name] for p in group["params"]] for name in ("exp_avg", "exp_avg_sq", "step")]
+        state = [optimizer.state[parameter] for parameter in group["params"]]
+        steps = torch.stack([of_one["step"] for of_one in state])
+        for of_one, step in zip(state, steps, strict=True):
+            of_one["step"] = step  # a view: one addition counts for all
+        moments = [[of_one[name] for of_one in state] for name in ("exp_avg", "exp_avg_sq")]
         settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
-        states[optimizer] = group["params"], *moments, settings | dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+        settings |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+        states[optimizer] = steps, (*moments, [], list(steps)), settings
 
     @torch.no_grad()
     def descend(optimizer: torch.optim.AdamW, gradients: Gradients) -> None:
-        parameters, averages, squares, steps, settings = states[optimizer]
-        torch._foreach_add_(steps, 1)
-        torch._fused_adamw_(parameters, gradients, averages, squares, [], steps, **settings)
+        steps, lists, settings = states[optimizer]
+        steps += 1
+        torch._fused_adamw_(optimizer.param_groups[0]["params"], gradients, *lists, **settings)
 
-    agent.descend = descend
     averaged = agent.averaged_parameters()
     agent.averaged_parameters = lambda: averaged  # to list them takes longer than to average them
+    agent.policy, agent.descend = policy, descend
     for update_actor in (True, False):
         agent.update(batch, update_actor)
+    agent.policy(batch.observations.contiguous())
 
 
-def compile_function(function: Callable, agent, batch: ReplayBufferSamples) -> Callable:
-    """A function of a batch and the agent's networks, compiled for batches laid out like this one.
+def compile_function(function: Callable, agent, inputs: tuple) -> Callable:
+    """A function of a tuple of at most five tensors and the agent's networks, compiled for tensors laid out like these.
 
     Unlike `torch.compile`, whose checks before each call take a tenth of a millisecond, this records the operations once
     and for all: what `function` decides in Python stays decided.
@@ -809,18 +822,18 @@ def compile_function(function: Callable, agent, batch: ReplayBufferSamples) -> C
     tensors = [tensor for network in agent.networks.values() for tensor in (*network.parameters(), *network.buffers())]
     structure = None
 
-    def flat(*inputs: torch.Tensor) -> list[torch.Tensor | None]:  # `make_fx` knows the inputs again inside `function`
+    def flat(*_: torch.Tensor) -> list[torch.Tensor | None]:  # `make_fx` knows its arguments again inside `function`
         nonlocal structure
-        values, structure = tree_flatten(function(batch))
+        values, structure = tree_flatten(function(inputs))
         return values
 
-    graph = make_fx(flat)(*batch[:5], *tensors)
+    graph = make_fx(flat)(*inputs[:5], *tensors)
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
     tensors = [tensor.detach() for tensor in tensors]
     with torch.no_grad():
-        compiled = torch._inductor.compile(graph, [*batch[:5], *tensors], options={"cpp_wrapper": True})
-    return lambda new_batch: tree_unflatten(compiled(*new_batch[:5], *tensors), structure)
+        compiled = torch._inductor.compile(graph, [*inputs[:5], *tensors], options={"cpp_wrapper": True})
+    return lambda new_inputs: tree_unflatten(compiled(*new_inputs[:5], *tensors), structure)
 
 
 def capture_graphs(agent, batch: ReplayBufferSamples) -> None:
