@@ -742,7 +742,7 @@ def accelerate(agent, args: Args, batch: ReplayBufferSamples) -> None:
             {"compile": compile_update, "cudagraph": capture_graphs}[mode](agent, batch)
         agent.load_state_dict = partial(restore, agent)
     except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
-        for name in ("update", "act", "descend", "averaged_parameters", *getattr(agent, "compiled", ())):
+        for name in ("update", "act", "policy", "descend", "averaged_parameters", *getattr(agent, "compiled", ())):
             vars(agent).pop(name, None)  # uncovers the class's own
         reason = next(iter(str(error).splitlines()), repr(error))
         print(f"--accelerate {mode} does not work here ({reason}), training goes on in eager mode")
@@ -828,12 +828,17 @@ def compile_function(function: Callable, agent, inputs: tuple) -> Callable:
         return values
 
     graph = make_fx(flat)(*inputs[:5], *tensors)
+    used = []
+    for node, tensor in zip(graph.graph.find_nodes(op="placeholder")[len(inputs[:5]) :], tensors, strict=True):
+        if node.users:
+            used.append(tensor.detach())
+        else:
+            graph.graph.erase_node(node)  # to hand over what is not read takes time as well
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
-    tensors = [tensor.detach() for tensor in tensors]
     with torch.no_grad():
-        compiled = torch._inductor.compile(graph, [*inputs[:5], *tensors], options={"cpp_wrapper": True})
-    return lambda new_inputs: tree_unflatten(compiled(*new_inputs[:5], *tensors), structure)
+        compiled = torch._inductor.compile(graph, [*inputs[:5], *used], options={"cpp_wrapper": True})
+    return lambda new_inputs: tree_unflatten(compiled(*new_inputs[:5], *used), structure)
 
 
 def capture_graphs(agent, batch: ReplayBufferSamples) -> None:
