@@ -1292,7 +1292,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
             if not is_whole(place):
                 raise ValueError("its files are not as they were written")
             state = torch.load(place / "state.pt", map_location="cpu", weights_only=True)
-            return state | {"transitions": np.load(place / "transitions.npy", allow_pickle=False)}
+            # Mapped: a second array of that size might not fit beside the replay buffer.
+            return state | {"transitions": np.load(place / "transitions.npy", mmap_mode="r", allow_pickle=False)}
         except Exception as error:  # forged files fail in as many ways as there are
             print(f"checkpoint {place} is damaged and passed over ({' '.join(str(error).split())[:100]})")
     if checkpoints:

@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                                   # Hopper-v4, one environment
     python benchmarks/speed.py --num-envs 1 8 32 --env-id Humanoid-v4 --fill 0 1000000
+    python benchmarks/speed.py --sides eager@2 eager@1                           # two threads against one
     python benchmarks/speed.py --profile                                         # microseconds by part of the loop
     python benchmarks/speed.py --readme                                          # write the README's table from the results
 
@@ -48,7 +49,7 @@ class Options:
     fill: tuple[int, ...] = (0,)
     """transitions in the script's replay buffer at the start, of 1,000,000"""
     sides: tuple[str, ...] = ("eager", "compile", "stable-baselines3")
-    """what is compared: stable-baselines3, and values of the script's --accelerate"""
+    """what is compared: stable-baselines3, and values of the script's --accelerate; behind an @, other threads"""
     matmul_precision: str = "highest"
     """--matmul-precision of the script"""
     cuda: bool = False
@@ -58,7 +59,7 @@ class Options:
     seconds: float = 2.0
     """length of a slice"""
     threads: int = 2
-    """threads of each process"""
+    """threads of each process whose side does not say"""
     profile: bool = False
     """print microseconds by part of the loop instead, of the first side"""
     readme: bool = False
@@ -230,19 +231,26 @@ def profile(options: Options) -> None:
     print(f"the run, with its start and its end: {whole:.0f} microseconds a step")
 
 
+def split(side: str, options: Options) -> tuple[str, str]:
+    """What a side runs, and its threads."""
+    name, _, threads = side.partition("@")
+    return name, threads or str(options.threads)
+
+
 class Side:
     """A process that trains on and on, for as long as it is let."""
 
     def __init__(self, side: str, num_envs: int, fill: int, options: Options, folder: Path):
         import numpy as np
 
-        counter, self.log, self.side = folder / f"{side}.counter", folder / f"{side}.log", side
+        self.name, (accelerate, threads) = side, split(side, options)
+        counter, self.log = folder / f"{side}.counter", folder / f"{side}.log"
         self.count = np.memmap(counter, np.int64, "w+", shape=(1,))
-        flags = f"--env-id {options.env_id} --num-envs {num_envs} --threads {options.threads} --fill {fill} --side {side}"
+        flags = f"--env-id {options.env_id} --num-envs {num_envs} --threads {threads} --fill {fill} --side {accelerate}"
         flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda --counter {counter}"
         with open(self.log, "w") as log:
             command = [sys.executable, str(Path(__file__).resolve()), *flags.split()]
-            environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+            environment = os.environ | {"OMP_NUM_THREADS": threads}
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         while self.count[0] < LEARNING_STARTS + 300 * num_envs:
             self.check()
@@ -252,7 +260,7 @@ class Side:
     def check(self) -> None:
         if self.process.poll() is not None or "does not work here" in self.log.read_text():
             self.process.kill()
-            raise RuntimeError(f"{self.side} failed:\n{self.log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self.name} failed:\n{self.log.read_text()[-2000:]}")
 
     def run(self, seconds: float) -> float:
         """Let it train for a while; returns how many steps it made a second."""
@@ -296,9 +304,9 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
                 sides.append(Side(name, num_envs, fill, options, Path(folder)))
             for _ in tqdm(range(options.rounds), unit="round", disable=None):
                 for side in sides:
-                    rates[side.side].append(side.run(options.seconds))
-            counts = {side.side: int(side.count[0]) for side in sides}
-            memory = {side.side: side.peak_memory() for side in sides}
+                    rates[side.name].append(side.run(options.seconds))
+            counts = {side.name: int(side.count[0]) for side in sides}
+            memory = {side.name: side.peak_memory() for side in sides}
         finally:
             for side in sides:
                 side.process.kill()
@@ -312,17 +320,18 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
     for side in options.sides:
         ratios = [a / b for a, b in zip(rates[side], rates[options.sides[-1]], strict=True)]
         shares = [a / b for a, b in zip(rates[side], rates["limit"], strict=False)]
-        own = side != "stable-baselines3"
+        name, threads = split(side, options)
+        own = name != "stable-baselines3"
         row = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(options),
             "env_id": options.env_id,
             "num_envs": num_envs,
             "fill": fill,
-            "threads": options.threads,
+            "threads": threads,
             "matmul_precision": options.matmul_precision,
             "rounds": options.rounds,
-            "side": side,
+            "side": name,
             "rate": round(statistics.median(rates[side])),
             "rate_min": round(min(rates[side])),
             "rate_max": round(max(rates[side])),
@@ -334,8 +343,8 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
             "megabytes": round((memory[side] - transition * min(10**6, fill + counts[side])) / 1e6) if own else "",
             "versions": " ".join(f"{name}={version}" for name, version in ddpg.versions().items()),
         }
-        print("| {side} | {rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | ".format(**row), end="")
-        print("{matrix_limit_share} | {megabytes} |".format(**row))
+        cells = "{rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | {matrix_limit_share} | {megabytes}"
+        print(f"| {side} | {cells.format(**row)} |")
         with open(RESULTS, "a", newline="") as file:
             results = csv.DictWriter(file, row)
             if file.tell() == 0:
@@ -348,14 +357,16 @@ def table() -> str:
     latest = {}
     with open(RESULTS, newline="") as file:
         for row in csv.DictReader(file):
-            key = [row[name] for name in ("machine", "env_id", "num_envs", "fill", "threads", "matmul_precision", "side")]
-            latest[tuple(key)] = row
+            key = ("machine", "env_id", "num_envs", "fill", "threads", "matmul_precision", "side", "compared_with")
+            latest[tuple(row[name] for name in key)] = row
     rows = ["| environment | environments | in the buffer | threads | side | steps a second | ratio | limit | MB |"]
     rows.append("|---|---|---|---|---|---|---|---|---|")
     for row in latest.values():
         if row["matmul_precision"] != "highest":
             beside = row["side"] == "stable-baselines3"
             row["side"] += f" (beside {row['matmul_precision']})" if beside else f" ({row['matmul_precision']})"
+        elif row["compared_with"] != "stable-baselines3":
+            row["side"] += f" (ratio to {row['compared_with']})"
         row["fill"] = f"{int(row['fill']):,}"
         cells = "{env_id} | {num_envs} | {fill} | {threads} | {side} | {rate} ({rate_min} to {rate_max}) | "
         cells += "{ratio} ({ratio_min} to {ratio_max}) | {matrix_limit_share} | {megabytes}"

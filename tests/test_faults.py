@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import filelock
@@ -221,6 +222,22 @@ def test_a_full_disk_under_tensorboard_is_survived(run, monkeypatch, capsys):
 
 
 # Checkpoints
+
+
+def test_reading_takes_no_second_replay_buffer(tmp_path):
+    """What fitted once beside the process fits again when it is resumed."""
+    place = tmp_path / "000000000100"
+    place.mkdir()
+    torch.save({}, place / "state.pt")
+    np.save(place / "transitions.npy", np.zeros((100_000, 1, 50), np.float32))  # 20 MB
+    (place / "manifest.json").write_bytes(ddpg.manifest_of(place))
+    tracemalloc.start()
+    try:
+        transitions = ddpg.read_checkpoint(tmp_path)["transitions"]
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+    assert transitions.shape == (100_000, 1, 50)
 
 
 @pytest.fixture
