@@ -1,12 +1,14 @@
 """The recipes of the README: tasks, the one command that solves each, and what it reached over seeds.
 
-    python benchmarks/recipes.py --task pendulum --seeds 1 2 3 --jobs 2   # run; finished seeds are not run again
+    python benchmarks/recipes.py --task pendulum --seeds 1 2 3 --jobs 2   # run; finished seeds are not run again, and
+                                                                          # interrupted ones go on where they were
     python benchmarks/recipes.py --readme                                 # write the README's table from the results
 
 Each seed is a run of the script itself, at one thread. Results go to benchmarks/results/recipes.csv, a row per seed, and
 the run's evaluations to benchmarks/results/curves/, from which benchmarks/plot.py draws. To run a seed again, delete its row.
 """
 
+import contextlib
 import csv
 import json
 import os
@@ -14,7 +16,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import ddpg_continuous_action as ddpg  # noqa: E402
+
+SCRIPT = ROOT / "ddpg_continuous_action.py"
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
 CURVES = ROOT / "benchmarks" / "results" / "curves"
 MARKS = "<!-- recipes: written by benchmarks/recipes.py --readme -->\n", "<!-- end of recipes -->\n"
@@ -102,8 +107,18 @@ def read_results() -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["command"] == command(RECIPES[row["task"]])]
 
 
-def run_seed(task: str, seed: int, children: list[subprocess.Popen]) -> dict[str, str | int | float]:
-    """Run one seed of a recipe, showing its evaluations.
+def find_interrupted(task: str, seed: int) -> Path | None:
+    """The folder of a run of this seed that has not come to its end, the latest."""
+    args = ddpg.parse_args(ddpg.Args, [*shlex.split(RECIPES[task].flags), "--seed", str(seed)], ddpg.Args())
+    for path in sorted((ROOT / "runs").glob("*/args.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(ddpg.UsageError):  # a damaged one
+            if ddpg.load_args(path.parent) == args and not (path.parent / "evaluation.json").exists():
+                return path.parent
+    return None
+
+
+def run_seed(task: str, seed: int, interrupted: Path | None, children: list[subprocess.Popen]) -> dict[str, str | int | float]:
+    """Run one seed of a recipe, or go on with its interrupted run, showing the evaluations.
 
     Returns:
         its row for recipes.csv.
@@ -111,10 +126,9 @@ def run_seed(task: str, seed: int, children: list[subprocess.Popen]) -> dict[str
     Raises:
         RuntimeError: if the script fails.
     """
-    arguments = shlex.split(RECIPES[task].flags)
-    start = time.time()
+    arguments = [*shlex.split(RECIPES[task].flags), "--seed", str(seed)]
     run = subprocess.Popen(
-        [sys.executable, "ddpg_continuous_action.py", *arguments, "--seed", str(seed)],
+        [sys.executable, str(SCRIPT), *(["--resume", str(interrupted)] if interrupted else arguments)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -131,6 +145,7 @@ def run_seed(task: str, seed: int, children: list[subprocess.Popen]) -> dict[str
         raise RuntimeError("".join(lines[-5:]))
     folder = ROOT / next(line.split("folder is ")[1].strip() for line in lines if "folder is " in line)
     result = json.loads((folder / "evaluation.json").read_text())
+    training = ddpg.read_checkpoint(folder / "checkpoints")["progress"]  # its clock goes on over interruptions
     with open(folder / "evaluations.csv", newline="") as file:
         evaluations = list(csv.DictReader(file))
     curve = CURVES / f"{task}-{seed}"
@@ -141,7 +156,7 @@ def run_seed(task: str, seed: int, children: list[subprocess.Popen]) -> dict[str
         "task": task,
         "seed": seed,
         "steps": evaluations[-1]["global_step"],
-        "wall_seconds": round(time.time() - start),
+        "wall_seconds": round(training["elapsed"]),
         "mean": round(result["mean"], 2),
         "std": round(result["std"], 2),
         "returns": " ".join(f"{value:.1f}" for value in result["returns"]),
@@ -160,7 +175,7 @@ def run_all(options: Options) -> int:
     failures, children = 0, []
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(todo), unit="run") as progress:
-        runs = {pool.submit(run_seed, task, seed, children): (task, seed) for task, seed in todo}
+        runs = {pool.submit(run_seed, task, seed, find_interrupted(task, seed), children): (task, seed) for task, seed in todo}
         try:
             for run in as_completed(runs):
                 task, seed = runs[run]

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 from conftest import ROOT
+from test_faults import PENDULUM
+from test_resume import run_killed
 
 import ddpg_continuous_action as ddpg
 
@@ -39,7 +41,7 @@ def test_finished_seeds_are_not_run_again_and_a_failing_one_stops_no_other(tmp_p
     monkeypatch.setattr(recipes, "RESULTS", tmp_path / "results" / "recipes.csv")
     ran, broken = [], {2}
 
-    def run_seed(task, seed, children):
+    def run_seed(task, seed, interrupted, children):
         ran.append(seed)
         if seed in broken:
             raise RuntimeError("broken")
@@ -57,6 +59,20 @@ def test_finished_seeds_are_not_run_again_and_a_failing_one_stops_no_other(tmp_p
     monkeypatch.setitem(recipes.RECIPES, "pendulum", recipes.RECIPES["pendulum"]._replace(flags="--env-id Pendulum-v1"))
     ran.clear()
     assert recipes.run_all(options) == 0 and sorted(ran) == [1, 2, 3]
+
+
+def test_an_interrupted_seed_goes_on(tmp_path, monkeypatch):
+    """A run of another seed and a finished one are let alone; once finished, the seed would start anew."""
+    for name in ("ROOT", "CURVES"):
+        monkeypatch.setattr(recipes, name, tmp_path)
+    monkeypatch.setitem(recipes.RECIPES, "pendulum", recipes.Recipe("Pendulum-v1", f"{PENDULUM} --num-threads 1", None))
+    for seed, step in (("1", 250), ("2", 10)):
+        killed = run_killed(tmp_path, "step", step, *recipes.RECIPES["pendulum"].flags.split(), "--seed", seed)
+        assert killed.returncode == -9, killed.stderr
+    row = recipes.run_seed("pendulum", 1, recipes.find_interrupted("pendulum", 1), [])
+    assert int(row["steps"]) == 600 and len(row["returns"].split()) == 20 and row["wall_seconds"] > 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert recipes.find_interrupted("pendulum", 1) is None
 
 
 def test_curves_are_drawn_over_seeds(run, tmp_path):
