@@ -32,7 +32,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
 
@@ -49,7 +49,6 @@ from stable_baselines3.common import buffers
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -545,14 +544,6 @@ class Actor(nn.Module):
         return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
 
 
-Gradients = tuple[torch.Tensor | None, ...]
-
-
-def gradients_of(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> Gradients:
-    """The gradients of a loss by the parameters of this optimiser and no others; None where it does not depend on one."""
-    return torch.autograd.grad(loss, optimizer.param_groups[0]["params"], allow_unused=True)
-
-
 class DDPG:
     """The agent: an actor, a critic, a slowly moving target copy of each, and an optimiser for the first two.
 
@@ -561,8 +552,6 @@ class DDPG:
         args: the hyperparameters.
         device: where the networks live and learn.
     """
-
-    compiled = ("critic_gradients", "actor_gradients")  # the methods that --accelerate compile compiles
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
         self.args, self.device = args, device
@@ -630,20 +619,6 @@ class DDPG:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
         return -self.critic(batch.observations, self.actor(batch.observations)).mean()
 
-    def critic_gradients(self, batch) -> tuple[dict[str, torch.Tensor], Gradients]:
-        """The losses q_loss and q_est (the mean of Q(s, a)), detached, and the critic's gradients."""
-        self.batch_mode(self.critic, True)
-        loss, q_values = self.critic_loss(batch)
-        self.batch_mode(self.critic, False)
-        return {"q_loss": loss.detach(), "q_est": q_values.detach().mean()}, gradients_of(loss, self.critic_optimizer)
-
-    def actor_gradients(self, batch) -> tuple[dict[str, torch.Tensor], Gradients]:
-        """The loss actor_loss, detached, and the actor's gradients; nothing is spent on the critic's."""
-        self.batch_mode(self.actor, True)
-        loss = self.actor_loss(batch)
-        self.batch_mode(self.actor, False)
-        return {"actor_loss": loss.detach()}, gradients_of(loss, self.actor_optimizer)
-
     def batch_mode(self, network: nn.Module, on: bool) -> None:
         """Have batch normalisation use the statistics of the batch, or the running ones (no other layer heeds this)."""
         if self.args.normalization == "batch":
@@ -655,34 +630,34 @@ class DDPG:
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_actor`, actor_loss.
         """
-        losses, critic_gradients = self.critic_gradients(batch)
-        self.descend(self.critic_optimizer, critic_gradients)
+        self.batch_mode(self.critic, True)
+        q_loss, q_values = self.critic_loss(batch)
+        self.batch_mode(self.critic, False)
+        self.descend(q_loss, self.critic_optimizer)
+        losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if update_actor:
-            actor_losses, actor_gradients = self.actor_gradients(batch)
-            self.descend(self.actor_optimizer, actor_gradients)
+            self.batch_mode(self.actor, True)
+            actor_loss = self.actor_loss(batch)
+            self.batch_mode(self.actor, False)
+            self.descend(actor_loss, self.actor_optimizer)
             self.update_targets()
-            losses |= actor_losses
+            losses["actor_loss"] = actor_loss.detach()
         return losses
 
-    def descend(self, optimizer: torch.optim.Optimizer, gradients: Gradients) -> None:
-        """One step of an optimiser along these gradients of its parameters."""
-        for parameter, gradient in zip(optimizer.param_groups[0]["params"], gradients, strict=True):
+    def descend(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """One step down the gradient of a loss by the parameters of this optimiser; nothing is spent on those of others."""
+        parameters = optimizer.param_groups[0]["params"]
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             parameter.grad = gradient
         optimizer.step()
-
-    def averaged_parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The parameters of both target networks, and those they follow."""
-        targets, online = (self.target_actor, self.target_critic), (self.actor, self.critic)
-        return [p for net in targets for p in net.parameters()], [p for net in online for p in net.parameters()]
 
     @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        torch._foreach_lerp_(*self.averaged_parameters(), self.args.tau)
-        if self.args.normalization == "batch":
-            for online, target in ((self.actor, self.target_actor), (self.critic, self.target_critic)):
-                for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
-                    target_buffer.copy_(buffer)
+        for online, target in ((self.actor, self.target_actor), (self.critic, self.target_critic)):
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
+            for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+                target_buffer.copy_(buffer)
 
 
 class ReplayBuffer(buffers.ReplayBuffer):
@@ -728,33 +703,28 @@ def accelerate(agent, args: Args, batch: ReplayBufferSamples) -> None:
     `agent.load_state_dict` fills the tensors that are there, because the fast versions refer to those.
 
     Args:
-        agent: has what DDPG has of `compiled`, `optimizers`, `policy`, `descend` and `averaged_parameters`.
+        agent: has what DDPG has of `update`, `policy`, `optimizers` and `state_dict`.
         batch: of the shape of those to come; for captured graphs, also in their place.
     """
     auto = "cudagraph" if agent.device.type == "cuda" else "eager"
     mode = auto if args.accelerate == "auto" else args.accelerate
     if mode == "eager":
         return
+    before, start_time = copy.deepcopy(agent.state_dict()), time.perf_counter()
     try:
-        with without_training(agent):
+        with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
             for update_actor in (True, False):
                 agent.update(batch, update_actor)  # has the optimisers make their state
-            {"compile": compile_update, "cudagraph": capture_graphs}[mode](agent, batch)
+            {"compile": compile_agent, "cudagraph": capture_agent}[mode](agent, batch)
+            for num_envs in {args.num_envs, 1}:  # training's and evaluation's
+                agent.act(np.zeros((num_envs, batch.observations.shape[1]), np.float32))
         agent.load_state_dict = partial(restore, agent)
+        print(f"--accelerate {mode}: built in {time.perf_counter() - start_time:.1f} seconds")
     except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
-        for name in ("update", "act", "policy", "descend", "averaged_parameters", *getattr(agent, "compiled", ())):
+        for name in ("update", "act", "policy"):
             vars(agent).pop(name, None)  # uncovers the class's own
         reason = next(iter(str(error).splitlines()), repr(error))
         print(f"--accelerate {mode} does not work here ({reason}), training goes on in eager mode")
-
-
-@contextlib.contextmanager
-def without_training(agent):
-    """Leave the agent, its optimisers and PyTorch's random streams as they were, each tensor in its place."""
-    before = copy.deepcopy(agent.state_dict())
-    try:
-        with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
-            yield
     finally:
         restore(agent, before)
 
@@ -773,75 +743,59 @@ def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
         if isinstance(tensor, dict):
             fill(tensor, values[name] if values else {})
         elif isinstance(tensor, torch.Tensor):
-            tensor.copy_(values[name] if values else torch.zeros_like(tensor))
+            tensor.copy_(values[name]) if values else tensor.zero_()
 
 
-def compile_update(agent, batch: ReplayBufferSamples) -> None:
-    """The losses of `update`, each together with its gradients, and the policy as compiled functions; the kernel of AdamW
-    alone."""
-    for name in agent.compiled:
-        setattr(agent, name, compile_function(getattr(agent, name), agent, batch))
-    eager_policy, policies, states = agent.policy, {}, {}
-
-    def policy(obs: torch.Tensor) -> torch.Tensor:
-        if obs.shape not in policies:
-            policies[obs.shape] = compile_function(lambda inputs: eager_policy(*inputs), agent, (obs,))
-        return policies[obs.shape]((obs,))
-
+def compile_agent(agent, batch: ReplayBufferSamples) -> None:
+    """`update` as two compiled functions, with and without the actor, and `policy` as one for each number of observations."""
+    eager_update, eager_policy, updates = agent.update, agent.policy, {}
     for optimizer in agent.optimizers.values():
-        (group,) = optimizer.param_groups
-        state = [optimizer.state[parameter] for parameter in group["params"]]
-        steps = torch.stack([of_one["step"] for of_one in state])
-        for of_one, step in zip(state, steps, strict=True):
-            of_one["step"] = step  # a view: one addition counts for all
-        moments = [[of_one[name] for of_one in state] for name in ("exp_avg", "exp_avg_sq")]
-        settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
-        settings |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
-        states[optimizer] = steps, (*moments, [], list(steps)), settings
+        optimizer.step = partial(adamw_step, optimizer)  # its own is one kernel, which nothing can be fused with
+    try:
+        for update_actor in (True, False):
+            function = partial(lambda flag, *parts: eager_update(ReplayBufferSamples(*parts), flag), update_actor)
+            updates[update_actor] = compile_function(function, batch[:5])
+    finally:
+        for optimizer in agent.optimizers.values():
+            del optimizer.step
 
-    @torch.no_grad()
-    def descend(optimizer: torch.optim.AdamW, gradients: Gradients) -> None:
-        steps, lists, settings = states[optimizer]
-        steps += 1
-        torch._fused_adamw_(optimizer.param_groups[0]["params"], gradients, *lists, **settings)
+    @cache
+    def policy_for(shape: torch.Size) -> Callable:
+        return compile_function(eager_policy, (torch.zeros(shape, device=agent.device),))
 
-    averaged = agent.averaged_parameters()
-    agent.averaged_parameters = lambda: averaged  # to list them takes longer than to average them
-    agent.policy, agent.descend = policy, descend
-    for update_actor in (True, False):
-        agent.update(batch, update_actor)
-    agent.act(np.zeros((1, batch.observations.shape[1]), np.float32))  # other numbers of observations when they come
+    agent.update = lambda new_batch, update_actor: updates[update_actor](*new_batch[:5])
+    agent.policy = lambda obs: policy_for(obs.shape)(obs)
 
 
-def compile_function(function: Callable, agent, inputs: tuple) -> Callable:
-    """A function of a tuple of at most five tensors and the agent's networks, compiled for tensors laid out like these.
+def compile_function(function: Callable, inputs: tuple[torch.Tensor, ...]) -> Callable:
+    """A function compiled for inputs laid out like these; the other tensors it reads and writes stay where they are.
 
     Unlike `torch.compile`, whose checks before each call take a tenth of a millisecond, this records the operations once
     and for all: what `function` decides in Python stays decided.
     """
-    tensors = [tensor for network in agent.networks.values() for tensor in (*network.parameters(), *network.buffers())]
-    structure = None
-
-    def flat(*_: torch.Tensor) -> list[torch.Tensor | None]:  # `make_fx` knows its arguments again inside `function`
-        nonlocal structure
-        values, structure = tree_flatten(function(inputs))
-        return values
-
-    graph = make_fx(flat)(*inputs[:5], *tensors)
-    used = []
-    for node, tensor in zip(graph.graph.find_nodes(op="placeholder")[len(inputs[:5]) :], tensors, strict=True):
-        if node.users:
-            used.append(tensor.detach())
-        else:
-            graph.graph.erase_node(node)  # to hand over what is not read takes time as well
+    graph = make_fx(lambda *values: function(*values))(*inputs)  # the tensors are its parameters and buffers
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
     with torch.no_grad():
-        compiled = torch._inductor.compile(graph, [*inputs[:5], *used], options={"cpp_wrapper": True})
-    return lambda new_inputs: tree_unflatten(compiled(*new_inputs[:5], *used), structure)
+        return torch._inductor.compile(graph, list(inputs), options={"cpp_wrapper": True})
 
 
-def capture_graphs(agent, batch: ReplayBufferSamples) -> None:
+@torch.no_grad()
+def adamw_step(optimizer: torch.optim.AdamW) -> None:
+    """What `optimizer.step()` does (Loshchilov and Hutter, 2019, algorithm 2), in operations that a compiler can fuse."""
+    (group,) = optimizer.param_groups
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    steps = [state["step"].add_(1) for state in optimizer.state.values()]
+    step = steps[0].double()  # float32 would leave four digits of 1 - beta2**step
+    step_size, correction = (lr / (1 - beta1**step)).float(), (1 - beta2**step).sqrt().float()
+    for parameter, state in optimizer.state.items():
+        exp_avg = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+        exp_avg_sq = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        parameter.mul_(1 - lr * group["weight_decay"])
+        parameter.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() / correction + group["eps"]))
+
+
+def capture_agent(agent, batch: ReplayBufferSamples) -> None:
     """`update` as two CUDA graphs, with and without the actor, and `act` as one for each number of observations.
 
     `act` runs on a stream of its own that waits for the last update of the actor, no more: while the device still trains
@@ -849,7 +803,7 @@ def capture_graphs(agent, batch: ReplayBufferSamples) -> None:
     """
     eager_update, policy = agent.update, agent.policy
     acting, actor_ready = torch.cuda.Stream(), torch.cuda.Event()
-    names, updates, acts = {}, {}, {}
+    names, updates = {}, {}
     acting.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(acting):  # cuBLAS and autograd want to be warm before a capture, and not on the default stream
         for update_actor in (True, False) * 3:
@@ -869,11 +823,13 @@ def capture_graphs(agent, batch: ReplayBufferSamples) -> None:
             actor_ready.record()
         return dict(zip(names[update_actor], losses.clone(), strict=True))  # a clone: the next replay overwrites them
 
+    @cache
+    def policy_for(shape: tuple[int, int]) -> tuple[torch.Tensor, Callable[[], None], torch.Tensor]:
+        place = torch.zeros(shape, device=agent.device)
+        return place, *capture(lambda: policy(place))
+
     def act(obs: np.ndarray) -> np.ndarray:
-        if obs.shape not in acts:
-            place = torch.zeros(obs.shape, device=agent.device)
-            acts[obs.shape] = place, *capture(lambda: policy(place))
-        place, replay, actions = acts[obs.shape]
+        place, replay, actions = policy_for(obs.shape)
         with torch.cuda.stream(acting):
             acting.wait_event(actor_ready)
             place.copy_(torch.from_numpy(obs).pin_memory(), non_blocking=True)  # asynchronous from pinned memory only

@@ -192,9 +192,9 @@ def profile(options: Options) -> None:
         "store": (ddpg.ReplayBuffer, "add"),
         "sample": (ddpg.ReplayBuffer, "sample"),
         "update": (ddpg.DDPG, "update"),
-        "  critic's loss and gradients": (ddpg.DDPG, "critic_gradients"),
-        "  actor's loss and gradients": (ddpg.DDPG, "actor_gradients"),
-        "  Adam": (ddpg.DDPG, "descend"),
+        "  critic's loss": (ddpg.DDPG, "critic_loss"),
+        "  actor's loss": (ddpg.DDPG, "actor_loss"),
+        "  gradients and Adam": (ddpg.DDPG, "descend"),
         "  Polyak": (ddpg.DDPG, "update_targets"),
     }
     if args.accelerate != "eager":  # what is inside one compiled function has no time of its own
