@@ -656,8 +656,9 @@ class DDPG:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
         for online, target in ((self.actor, self.target_actor), (self.critic, self.target_critic)):
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
-            for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
-                target_buffer.copy_(buffer)
+            if self.args.normalization == "batch":
+                for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+                    target_buffer.copy_(buffer)
 
 
 class ReplayBuffer(buffers.ReplayBuffer):
@@ -743,7 +744,7 @@ def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
         if isinstance(tensor, dict):
             fill(tensor, values[name] if values else {})
         elif isinstance(tensor, torch.Tensor):
-            tensor.copy_(values[name]) if values else tensor.zero_()
+            tensor.copy_(values[name] if values else torch.zeros_like(tensor))
 
 
 def compile_agent(agent, batch: ReplayBufferSamples) -> None:
@@ -753,15 +754,16 @@ def compile_agent(agent, batch: ReplayBufferSamples) -> None:
         optimizer.step = partial(adamw_step, optimizer)  # its own is one kernel, which nothing can be fused with
     try:
         for update_actor in (True, False):
-            function = partial(lambda flag, *parts: eager_update(ReplayBufferSamples(*parts), flag), update_actor)
-            updates[update_actor] = compile_function(function, batch[:5])
+            updates[update_actor] = compile_function(
+                lambda *parts, flag=update_actor: eager_update(ReplayBufferSamples(*parts), flag), batch[:5]
+            )
     finally:
         for optimizer in agent.optimizers.values():
             del optimizer.step
 
     @cache
     def policy_for(shape: torch.Size) -> Callable:
-        return compile_function(eager_policy, (torch.zeros(shape, device=agent.device),))
+        return compile_function(lambda obs: eager_policy(obs), (torch.zeros(shape, device=agent.device),))
 
     agent.update = lambda new_batch, update_actor: updates[update_actor](*new_batch[:5])
     agent.policy = lambda obs: policy_for(obs.shape)(obs)
@@ -773,7 +775,7 @@ def compile_function(function: Callable, inputs: tuple[torch.Tensor, ...]) -> Ca
     Unlike `torch.compile`, whose checks before each call take a tenth of a millisecond, this records the operations once
     and for all: what `function` decides in Python stays decided.
     """
-    graph = make_fx(lambda *values: function(*values))(*inputs)  # the tensors are its parameters and buffers
+    graph = make_fx(function)(*inputs)  # the other tensors are its parameters and buffers
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
     with torch.no_grad():

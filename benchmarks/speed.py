@@ -363,8 +363,8 @@ def table() -> str:
     rows.append("|---" * 10 + "|")
 
     def order(row: dict[str, str]) -> tuple:
-        threads = row["compared_with"] != "stable-baselines3"
-        return threads, row["matmul_precision"], row["env_id"], int(row["num_envs"]), int(row["fill"])
+        among_ourselves = row["compared_with"] != "stable-baselines3"
+        return among_ourselves, row["matmul_precision"], row["env_id"], int(row["num_envs"]), int(row["fill"])
 
     for row in sorted(latest.values(), key=order):
         if row["compared_with"] in (row["side"], f"{row['side']}@{row['threads']}"):
