@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, quick_args
 
 import ddpg_continuous_action as ddpg
+from training import command_line, environments, errors, replay_buffer
 
 
 def script(*arguments: str, cwd: Path, path: str = "", **environment: str) -> subprocess.CompletedProcess:
@@ -136,27 +137,27 @@ def test_buffer_memory_is_checked_against_the_container(tmp_path):
         (folder / "memory.max").write_text(limit)
         (folder / "memory.current").write_text(str(used))
     membership.write_text("0::/a/b\n")
-    assert ddpg.available_memory(v2, membership) == 3000
+    assert replay_buffer.available_memory(v2, membership) == 3000
     v1 = tmp_path / "v1" / "memory" / "job"
     v1.mkdir(parents=True)
     (v1 / "memory.limit_in_bytes").write_text("2000")
     (v1 / "memory.usage_in_bytes").write_text("500")
     membership.write_text("3:cpu:/other\n2:memory:/job\n")
-    assert ddpg.available_memory(tmp_path / "v1", membership) == 1500
+    assert replay_buffer.available_memory(tmp_path / "v1", membership) == 1500
     membership.write_text("0::/\n")
-    assert ddpg.available_memory(tmp_path / "none", membership) > 10_000
+    assert replay_buffer.available_memory(tmp_path / "none", membership) > 10_000
 
 
 def test_the_estimate_is_the_size_of_the_buffer(monkeypatch):
     """With one byte less than the buffer takes, it is refused; with as many, it is not."""
     args = quick_args(env_id="Pendulum-v1", buffer_size=12_345)
-    env = ddpg.make_env(args)
+    env = environments.make_env(args)
     rb = ddpg.ReplayBuffer(12_345, env.observation_space, env.action_space, "cpu", handle_timeout_termination=False)
     monkeypatch.setattr(ddpg, "available_memory", lambda: rb.transitions.nbytes)
-    ddpg.check_environment(args)
+    environments.check(args)
     monkeypatch.setattr(ddpg, "available_memory", lambda: rb.transitions.nbytes - 1)
-    with pytest.raises(ddpg.UsageError, match="--buffer-size 12345"):
-        ddpg.check_environment(args)
+    with pytest.raises(errors.UsageError, match="--buffer-size 12345"):
+        environments.check(args)
 
 
 def test_help_is_grouped_and_names_every_flag(tmp_path):
@@ -188,7 +189,7 @@ def test_the_defaults_are_cleanrls():
 
 
 def test_underscores_and_negations_work_as_in_cleanrl():
-    parsed = ddpg.parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
+    parsed = command_line.parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
     assert parsed == ddpg.Args(env_id="Ant-v5", cuda=False, learning_rate=1e-3)
 
 
