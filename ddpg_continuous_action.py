@@ -36,6 +36,7 @@ from training.arguments import (
     Evaluating,
     Experiment,
     Fraction,
+    Name,
     NonNegative,
     Positive,
     Sizes,
@@ -117,7 +118,7 @@ class Networks:
 class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
     """Train a DDPG agent, continue its training, or evaluate it."""
 
-    exp_name: str = Path(__file__).stem
+    exp_name: Name = Path(__file__).stem
     wandb_project_name: str = "ddpg"
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:

@@ -7,6 +7,8 @@ there is a CUDA device, for what they are.
 import contextlib
 import copy
 import dataclasses
+import json
+import shutil
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -243,6 +245,41 @@ def test_threads_and_precision(monkeypatch):
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+
+
+LONG = {"total_timesteps": 1_000_000, "learning_starts": 25_000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "began_with", "compiler", "mode", "words"),
+    [
+        (LONG, None, "g++", "compile", "975,000 updates gain more than the building costs"),
+        (LONG, None, None, "eager", "no C++ compiler"),
+        (LONG, "eager", "g++", "eager", ""),  # a resumed run keeps its mode
+        (LONG | {"accelerate": "eager"}, "compile", "g++", "eager", ""),  # unless it is told otherwise
+        ({"total_timesteps": 30_000}, None, "g++", "eager", ""),
+        ({"total_timesteps": 30_000}, "compile", "g++", "compile", ""),
+        (LONG | {"num_envs": 32}, None, "g++", "eager", ""),  # 30,468 updates
+        (LONG | {"num_envs": 32, "gradient_steps": 8}, None, "g++", "compile", "243,744 updates"),
+        (LONG | {"train_frequency": 50, "gradient_steps": -1}, None, "g++", "compile", "975,000 updates"),
+    ],
+)
+def test_auto_compiles_what_is_worth_it(monkeypatch, capsys, changes, began_with, compiler, mode, words):
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    args = quick_args(**({"accelerate": "auto"} | changes))
+    assert acceleration.choose_mode(args, torch.device("cpu"), 0, began_with) == mode
+    assert words in capsys.readouterr().out
+
+
+def test_args_json_says_how_the_run_was_accelerated(run, monkeypatch):
+    """Also where `auto` chose, and where what was chosen could not be built."""
+    monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 100)
+    chosen = run(quick_args(accelerate="auto"))
+    monkeypatch.setattr(torch._inductor, "compile", lambda *_, **__: 1 / 0)
+    failed = run(quick_args(accelerate="auto"))
+    settings = [json.loads((parts.run_dir / "args.json").read_text()) for parts in (chosen, failed)]
+    assert [saved["accelerate"] for saved in settings] == ["compile", "eager"]
+    assert [saved["args"]["accelerate"] for saved in settings] == ["auto", "auto"]
 
 
 # With a CUDA device

@@ -1,5 +1,6 @@
 """Signals, dying workers, full disks, damaged and forged checkpoints: what happens to a run, and what it keeps."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -104,6 +105,23 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
                 pass
 
     assert psutil.wait_procs(list(marked()), timeout=20)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("episode", "words"), [(5, "stopped at step 400"), (9, "stopped at step 600"), (12, "stopped in the final evaluation")]
+)
+@pytest.mark.parametrize("mode", ["eager", "compile"])
+def test_a_stop_while_evaluating_waits_for_the_episode_at_most(uninterrupted, tmp_path, episode, words, mode):  # noqa: F811
+    """Three episodes in each of three evaluations, then twenty; the resumed run makes the evaluation up."""
+    arguments = f"{PENDULUM} --eval-episodes 3 --accelerate {mode}"
+    done = run_killed(tmp_path, "episode", episode, *arguments.split(), signals="TERM")
+    assert done.returncode == 143 and words in done.stdout, done.stderr
+    run_dir = only_run(tmp_path)
+    rows = (run_dir / "evaluations.csv").read_text().splitlines()[1:]
+    assert len(rows) == {5: 1, 9: 3, 12: 3}[episode]  # the last episode of an evaluation ends it
+    assert not (run_dir / "evaluation.json").exists()
+    assert run_killed(tmp_path, "step", 0, "--resume", str(run_dir)).returncode == 0
+    assert fingerprint(run_dir) == uninterrupted(arguments)
 
 
 # Workers of asynchronous environments
@@ -424,6 +442,29 @@ def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(setup, "versions", lambda: now | {"torch": "9.9"})
     run(args)
     assert f"other versions than {now}" in capsys.readouterr().out
+
+
+def test_another_machine_may_take_other_threads_and_another_mode(run, capsys):
+    """And says that rounding may then differ; without a change, nothing is said."""
+    args = quick_args(num_threads=1, accelerate="eager")
+    run_dir = run(args).run_dir
+    for changes, lines in (
+        ({}, []),
+        ({"num_threads": 2}, ["num_threads was 1 and is now 2"]),
+        (
+            {"num_threads": 1, "accelerate": "compile"},
+            ["num_threads was 2 and is now 1", "accelerate was eager and is now compile"],
+        ),
+    ):
+        args = dataclasses.replace(args, resume=run_dir, total_timesteps=args.total_timesteps + 20, **changes)
+        capsys.readouterr()
+        run(args)
+        output = capsys.readouterr().out
+        assert [line for line in output.splitlines() if "rounding" in line] == [
+            f"{line}: results may differ in rounding" for line in lines
+        ]
+    assert {"num_threads", "accelerate"} <= command_line.RESUME_MAY_CHANGE
+    assert json.loads((run_dir / "args.json").read_text())["accelerate"] == "compile"
 
 
 def test_a_run_moved_elsewhere_is_resumed_there(tmp_path):

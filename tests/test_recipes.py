@@ -74,7 +74,7 @@ def test_an_interrupted_seed_goes_on(tmp_path, monkeypatch):
         killed = run_killed(tmp_path, "step", step, *recipes.RECIPES["pendulum"].flags.split(), "--seed", seed)
         assert killed.returncode == -9, killed.stderr
     row = recipes.run_seed("pendulum", 1, recipes.find_interrupted("pendulum", 1), [])
-    assert int(row["steps"]) == 600 and len(row["returns"].split()) == 20 and row["wall_seconds"] > 0
+    assert int(row["steps"]) == 600 and len(row["returns"].split()) == 20 and row["wall_seconds"] >= 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
     assert recipes.find_interrupted("pendulum", 1) is None
 
