@@ -43,9 +43,10 @@ def accelerated(agent, mode: str, rb: ddpg.ReplayBuffer, num_envs: int = 1):
 
 
 def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
-    """An agent after some updates and what these returned; the same seeds for all."""
+    """An agent after some updates and what these returned; the same seeds for all. (One network size for all: what one
+    test compiled, the next finds in torch's cache.)"""
     torch.manual_seed(0), np.random.seed(0)
-    args = quick_args(accelerate=accelerate, cuda=device == "cuda", **changes)
+    args = quick_args(**({"accelerate": accelerate, "cuda": device == "cuda", "hidden_sizes": (32, 24)} | changes))
     agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device))
     agent = accelerated(agent, args.accelerate, rb)
     losses = []
@@ -147,6 +148,7 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     assert_same(other.state_dict(), agent.state_dict(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "atol"),
     [
@@ -157,17 +159,20 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     ],
 )
 def test_compiled_is_the_same_algorithm(changes, atol):
-    same_algorithm("compile", {"rtol": 1e-4, "atol": atol}, hidden_sizes=(32, 24), **changes)
+    same_algorithm("compile", {"rtol": 1e-4, "atol": atol}, **changes)
 
 
+@pytest.mark.slow
 def test_compiling_trains_nothing():
     trains_nothing("compile")
 
 
+@pytest.mark.slow
 def test_compiled_restores():
     restores("compile")
 
 
+@pytest.mark.slow
 def test_compiled_runs_are_the_same_twice(run, capsys):
     assert digest(run(quick_args(accelerate="compile"))) == digest(run(quick_args(accelerate="compile")))
     assert capsys.readouterr().out.count("--accelerate compile: built in") == 2
@@ -210,7 +215,7 @@ def test_a_captured_run_is_the_eager_one(run, stand_in, num_envs):
     assert stand_in.replays and digest(eager) == digest(captured)
 
 
-@pytest.mark.parametrize("accelerate", ["compile", "cudagraph"])
+@pytest.mark.parametrize("accelerate", [pytest.param("compile", marks=pytest.mark.slow), "cudagraph"])
 def test_what_cannot_be_built_falls_back_to_eager(run, monkeypatch, capsys, accelerate):
     eager = digest(run(quick_args(accelerate="eager")))
     capsys.readouterr()
@@ -278,6 +283,7 @@ def test_auto_compiles_what_is_worth_it(monkeypatch, capsys, changes, began_with
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_args_json_says_how_the_run_was_accelerated(run, monkeypatch):
     """Also where `auto` chose, and where what was chosen could not be built."""
     monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 100)

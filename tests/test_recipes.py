@@ -65,6 +65,7 @@ def test_finished_seeds_are_not_run_again_and_a_failing_one_stops_no_other(tmp_p
     assert recipes.run_all(options) == 0 and sorted(ran) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_an_interrupted_seed_goes_on(tmp_path, monkeypatch):
     """A run of another seed and a finished one are let alone; once finished, the seed would start anew."""
     for name in ("ROOT", "CURVES"):
