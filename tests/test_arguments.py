@@ -1,6 +1,7 @@
 """The command line: each mistake is one line on stderr that names the flag and the value, status 2, nothing created."""
 
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -91,17 +92,17 @@ BAD = {
 }
 
 
-def main_in_this_process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    """What `script` does, without the seconds that a new process takes to import torch."""
+def main_in_this_process(*arguments: str, cwd: Path, script: str = "ddpg_continuous_action") -> subprocess.CompletedProcess:
+    """Run a script as a user does, but without the seconds that a new process takes to import torch."""
     output, errors = io.TextIOWrapper(io.BytesIO(), write_through=True), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.chdir(cwd)
-        patch.setattr(sys, "argv", ["ddpg_continuous_action.py", *arguments])
+        patch.setattr(sys, "argv", [f"{script}.py", *arguments])
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards, as the others
         patch.setattr(sys, "stdout", output)
         patch.setattr(sys, "stderr", errors)
         try:
-            ddpg.main()
+            importlib.import_module(script).main()
             status = 0
         except SystemExit as exit:
             status = exit.code

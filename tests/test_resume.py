@@ -16,10 +16,12 @@ SHORT = (
 )
 
 
-def run_killed(cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL") -> subprocess.CompletedProcess:
-    """Run the script in a process of its own, which tests/killed.py signals at an exact moment."""
+def run_killed(
+    cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL", script: str = "ddpg_continuous_action"
+) -> subprocess.CompletedProcess:
+    """Run a script in a process of its own, which tests/killed.py signals at an exact moment."""
     command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), signals, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
     return subprocess.run(
         command,
         cwd=cwd,
@@ -37,9 +39,9 @@ def only_run(cwd: Path) -> Path:
     return run_dir
 
 
-def finish(cwd: Path, run_dir: Path) -> None:
+def finish(cwd: Path, run_dir: Path, script: str = "ddpg_continuous_action") -> None:
     """Resume a run, in this process, and let it come to its end."""
-    done = main_in_this_process("--resume", str(run_dir), cwd=cwd)
+    done = main_in_this_process("--resume", str(run_dir), cwd=cwd, script=script)
     assert done.returncode == 0, done.stderr
 
 
@@ -48,13 +50,13 @@ def uninterrupted(tmp_path_factory):
     """The fingerprint of a run left alone, in this process, computed once for each command line."""
     known = {}
 
-    def uninterrupted(arguments: str) -> dict[str, str]:
-        if arguments not in known:
+    def uninterrupted(arguments: str, script: str = "ddpg_continuous_action") -> dict[str, str]:
+        if (script, arguments) not in known:
             cwd = tmp_path_factory.mktemp("uninterrupted")
-            done = main_in_this_process(*arguments.split(), cwd=cwd)
+            done = main_in_this_process(*arguments.split(), cwd=cwd, script=script)
             assert done.returncode == 0, done.stderr
-            known[arguments] = fingerprint(only_run(cwd))
-        return known[arguments]
+            known[script, arguments] = fingerprint(only_run(cwd))
+        return known[script, arguments]
 
     return uninterrupted
 
