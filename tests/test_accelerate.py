@@ -1,4 +1,4 @@
-"""The fast paths: the same algorithm, the same bits from run to run and over a resume, and nothing learned in building them.
+"""Compiled and captured agents: the same algorithm, the same bits in each run and after a resume; building trains nothing.
 
 CUDA graphs are tested twice: everywhere with a stand-in for the capture that calls the captured function again, and, where
 there is a CUDA device, for what they are.
@@ -36,7 +36,7 @@ def filled_buffer(device: torch.device, size: int = 200) -> ddpg.ReplayBuffer:
 
 
 def accelerated(agent, mode: str, rb: ddpg.ReplayBuffer, num_envs: int = 1):
-    """What a run would go on with."""
+    """The agent that a run would train with."""
     batch, noise = rb.example_batch(16), torch.zeros(16, 2, device=rb.device) if agent.args.policy_noise else None
     examples = [{"batch": batch, "noise": noise, "update_policy": flag} for flag in (True, False)]
     return acceleration.accelerate(agent, mode, (np.zeros((num_envs, 5), np.float32),), examples)
@@ -155,7 +155,7 @@ def restores(accelerate: str, device: str = "cpu") -> None:
         ({}, 1e-6),  # other orders of summation
         ({"normalization": "layer", "critic_loss": "huber", "weight_decay": 1.0}, 1e-5),
         ({"critic_loss": "expectile", "policy_noise": 0.2}, 1e-5),
-        ({"normalization": "batch"}, 4e-3),  # a bias before it has no gradient but rounding, and Adam makes 12 steps of that
+        ({"normalization": "batch"}, 4e-3),  # a bias before it gets rounding for a gradient: 12 steps of Adam
     ],
 )
 def test_compiled_is_the_same_algorithm(changes, atol):
@@ -190,7 +190,7 @@ def test_capturing_trains_nothing(stand_in):
 
 
 def test_acting_is_built_at_the_start_for_training_and_for_evaluation(stand_in):
-    """Where what cannot be built still falls back, and not in the middle of a run."""
+    """What cannot be built then falls back to eager mode at the start, not in the middle of a run."""
     agent, _, rb = trained("eager", updates=0)
     accelerated(agent, "cudagraph", rb, num_envs=3)
     built = len(stand_in.replays)

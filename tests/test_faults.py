@@ -116,7 +116,7 @@ def test_a_save_signal_saves_and_goes_on(uninterrupted, at_step, tmp_path, name)
 @pytest.mark.slow
 @pytest.mark.parametrize(("signals", "status"), [("KILL", -9), ("TERM", 143), ("TERM,TERM", 143), ("GROUP-INT", 130)])
 def test_workers_leave_with_the_run(tmp_path, signals, status):
-    """(The workers carry a mark in their environment; they are waited for, not slept for.)"""
+    """The workers are found by a mark in their environment variables; the test waits until all of them are gone."""
     mark = f"mark-{os.getpid()}-{signals}"
     arguments = f"step 50 {signals} {TOY} --num-envs 3 --vectorization async".split()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TEST_MARK": mark}
@@ -187,7 +187,7 @@ def test_a_worker_that_dies_or_hangs_stops_the_run_after_a_checkpoint(tmp_path, 
     assert state["run"]["global_step"] == 3 * 49 and state["replay_buffer"]["pos"] == 49
 
 
-# Resuming what cannot be, or need not be
+# Runs that cannot be resumed as they are, or need not be
 
 
 def test_a_run_that_another_process_trains_is_refused(run, tmp_path):
@@ -303,7 +303,7 @@ def test_a_full_disk_under_tensorboard_is_survived(run, monkeypatch, capsys):
 
 
 def test_reading_takes_no_second_replay_buffer(tmp_path):
-    """What fitted once beside the process fits again when it is resumed."""
+    """A run that fitted into memory also fits when it is resumed."""
     checkpoints.save_checkpoint(tmp_path, 100, {"transitions": torch.zeros(100_000, 1, 50)}, keep=1)  # 20 MB
     before = psutil.Process().memory_full_info().uss
     transitions = checkpoints.load_checkpoint(tmp_path)["transitions"]
@@ -313,7 +313,7 @@ def test_reading_takes_no_second_replay_buffer(tmp_path):
 
 @pytest.mark.slow
 def test_writing_takes_no_second_replay_buffer(tmp_path):
-    """(In a process of its own, whose peak of memory is the save's.)"""
+    """Measured in a process of its own, where saving sets the peak of memory."""
     code = """
 import resource, numpy as np
 from gymnasium.spaces import Box
@@ -435,7 +435,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(saved, capsys):
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 300
     assert f"{damaged.name} is damaged" in capsys.readouterr().out
-    save(400)  # the run comes by again
+    save(400)  # the resumed run reaches this step again
     assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 400
     assert damaged.exists() and steps_of(folder) == [300, 400, 400]
     for path in checkpoints.list_checkpoints(folder):
@@ -486,7 +486,7 @@ def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_another_machine_may_take_other_threads_and_another_mode(run, capsys):
-    """And says that rounding may then differ; without a change, nothing is said."""
+    """A line then says that results may differ in rounding; without a change there is no such line."""
     args = quick_args(num_threads=1, accelerate="eager")
     run_dir = run(args).run_dir
     for changes, lines in (

@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL and resumed ends as the run that was not: the same bits in all that it leaves."""
+"""A run that is killed with SIGKILL and resumed leaves the same bits as a run that was never killed."""
 
 import os
 import subprocess
