@@ -103,7 +103,7 @@ def command(recipe: Recipe) -> str:
 
 
 def read_results() -> list[dict[str, str]]:
-    """The rows of recipes.csv that the commands as they are now have given."""
+    """The rows of recipes.csv whose command is still the recipe's command."""
     if not RESULTS.exists():
         return []
     with open(RESULTS, newline="") as file:
@@ -111,7 +111,7 @@ def read_results() -> list[dict[str, str]]:
 
 
 def find_interrupted(task: str, seed: int) -> Path | None:
-    """The folder of a run of this seed that has not come to its end, the latest."""
+    """The folder of the latest unfinished run of this seed."""
     args = parse_args(ddpg.Args, [*shlex.split(RECIPES[task].flags), "--seed", str(seed)], ddpg.Args())
     for path in sorted((ROOT / "runs").glob("*/args.json"), key=lambda path: path.stat().st_mtime, reverse=True):
         with contextlib.suppress(UsageError):  # a damaged one

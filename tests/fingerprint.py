@@ -1,4 +1,4 @@
-"""What two runs that should be the same are compared by."""
+"""Checksums that are the same for two runs that ended with the same bits."""
 
 import hashlib
 import json

@@ -65,8 +65,9 @@ def test_finished_seeds_are_not_run_again_and_a_failing_one_stops_no_other(tmp_p
     assert recipes.run_all(options) == 0 and sorted(ran) == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_an_interrupted_seed_goes_on(tmp_path, monkeypatch):
-    """A run of another seed and a finished one are let alone; once finished, the seed would start anew."""
+    """The runs of other seeds are left alone, and so is a finished run: its seed would start a new one."""
     for name in ("ROOT", "CURVES"):
         monkeypatch.setattr(recipes, name, tmp_path)
     monkeypatch.setitem(recipes.RECIPES, "pendulum", recipes.Recipe("Pendulum-v1", f"{PENDULUM} --num-threads 1", None))

@@ -28,7 +28,7 @@ def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
     """Parse the command line.
 
     Raises:
-        UsageError: for what tyro refuses, its box of several lines put into one.
+        UsageError: with the text of tyro's error, on one line.
     """
     # tyro prints a box of help for each nested dataclass: nest the bases of Args for it, and flatten what comes back.
     groups = args_class.__bases__
@@ -123,8 +123,8 @@ def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> N
     """
     sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
     warnings.showwarning = show_once(warnings.showwarning)
-    warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # that is what make_env wants
-    warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name
+    warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # make_env casts on purpose
+    warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # wrong: no two runs share a folder
     try:
         args = parse_args(args_class, sys.argv[1:], args_class())
         if args.evaluate and args.resume:
@@ -139,6 +139,6 @@ def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> N
     except Stopped as stop:
         sys.exit(128 + stop.args[0])
     except (UsageError, TrainingError) as error:
-        sys.unraisablehook = lambda _: None  # a renderer that failed to open complains again when it is collected
+        sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -1,4 +1,4 @@
-"""The environments of a run: stepped together, seeded, watched, and able to come back to where they were."""
+"""The environments of a run: stepped together, seeded, watched, and restored by replaying their episodes."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ def make_env(
 
 
 class ReplayableEnv(gym.Wrapper):
-    """An environment whose running episode can be played again in another process, to the same state.
+    """An environment whose running episode can be replayed in another process, up to the same state.
 
     Simulators can neither be pickled nor copied whole, but they are deterministic: the state of the generator before a
     reset (`reset` returns it in its info, as "start") and the actions since then lead to the same state, bit for bit.
@@ -77,7 +77,7 @@ class ReplayableEnv(gym.Wrapper):
         return *self.env.step(action)[:4], {}  # nobody reads the info of a step, and collecting it costs time
 
     def replay(self, episodes: list[dict[str, Any]]) -> np.ndarray:
-        """Play this environment's one of `episodes` again and return its last observation."""
+        """Replay this environment's entry of `episodes` and return the last observation."""
         start, actions = json.loads(episodes[self.index]["start"]), episodes[self.index]["actions"]
         if "generator" in start:
             self.unwrapped.np_random.bit_generator.state = start["generator"]
@@ -115,7 +115,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         return self.observations, rewards, terminations, truncations, infos
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each environment is: its observation and its running episode; and the generator of the random actions."""
+        """The observation and the running episode of each environment, and the generator of the random actions."""
         return {
             "observations": torch.from_numpy(self.observations),
             "episodes": [
@@ -128,7 +128,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Play the running episodes again. An environment that does not come back to its observation starts a new episode,
+        """Replay the running episodes. An environment that does not come back to the saved observation starts a new episode,
         and a line says so."""
         self.env.reset()
         self.episodes = [
@@ -170,7 +170,7 @@ def check_finite(global_step: int, **fields: np.ndarray) -> None:
 
 
 class WorkerEnvs(AsyncVectorEnv):
-    """Asynchronous environments: notices a worker process that died or hangs, and leaves no worker behind.
+    """Asynchronous environments that notice a worker process which died or hangs, and that leave no worker behind.
 
     Raises:
         WorkerError: from `step`, naming the worker and its exit status.
@@ -239,7 +239,7 @@ def make_envs(args: Args, run_name: str) -> TrainingEnvs:
 
 
 def check(args: Args) -> None:
-    """Find what cannot be run before anything is created: check the flags, then build the environment once and close it.
+    """Refuse what cannot be run, before anything is created: check the flags, then build the environment and close it.
 
     Raises:
         UsageError: if a flag is wrong, or if the environment does not exist, has spaces that the algorithm cannot take, cannot
