@@ -26,6 +26,7 @@ def quick_args(**changes) -> ddpg.Args:
         "batch_size": 16,
         "eval_frequency": 0,
         "cuda": False,
+        "episode_replay": "plain",  # not found out anew for each run
     }
     return ddpg.Args(**(values | changes))
 
