@@ -185,7 +185,7 @@ def test_an_error_of_the_environment_is_one_line_after_a_checkpoint(tmp_path, fl
     folder = only_run(tmp_path)
     step = 49 * int(flags.split()[1])
     assert steps_of(folder / "checkpoints") == [step] and f"a checkpoint of step {step} is saved, to go on: " in done.stdout
-    assert script("--resume", str(folder), cwd=tmp_path).returncode == 0  # it fails once only
+    assert checkpoints.load_checkpoint(folder / "checkpoints")["replay_buffer"]["pos"] == 49
 
 
 # Resuming without a checkpoint
