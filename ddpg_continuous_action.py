@@ -125,15 +125,14 @@ class Networks:
 
 @dataclass
 class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
-    """Train a DDPG agent, continue its training, or evaluate it."""
+    """Train an agent, continue its training, or evaluate it."""
 
     exp_name: Name = Path(__file__).stem
-    wandb_project_name: str = "ddpg"
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """DDPG's actions are a vector; that a Box is one, with finite bounds, was seen to before."""
+        """Actions are a vector: a Box, which came here flat and with finite bounds."""
         if not isinstance(action_space, gym.spaces.Box):
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, DDPG needs a Box")
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a Box")
 
 
 def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
@@ -323,9 +322,9 @@ class ExplorationNoise:
         """Draw (N, A) noise."""
         return self.scale(global_step) * self.half_range * self.processes()
 
-    def reset(self, ended: np.ndarray) -> None:
-        """Start the processes of the environments whose episode ended, (N,) bool, anew."""
-        self.processes.reset(np.flatnonzero(ended))
+    def reset(self, starting: np.ndarray) -> None:
+        """Start the processes of the environments where an episode starts, (N,) bool, anew."""
+        self.processes.reset(np.flatnonzero(starting))
 
     def state_dict(self) -> dict[str, Any]:
         """Where each Ornstein-Uhlenbeck process is."""
@@ -357,7 +356,6 @@ def train(args: Args) -> Path:
         noise = ExplorationNoise(spaces[1], args)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb, noise=noise)
-        noise.reset(envs.cut_off)
         obs = envs.observations
         batch, noise_shape = rb.example_batch(args.batch_size), (args.batch_size, *spaces[1].shape)
         target_noise = torch.zeros(noise_shape, device=run.device) if args.policy_noise else None
@@ -366,6 +364,7 @@ def train(args: Args) -> Path:
 
         while run.unfinished:
             # Act: uniformly at random at first, then the actor's action plus noise, within the bounds.
+            noise.reset(envs.starting)
             if run.global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
@@ -378,7 +377,6 @@ def train(args: Args) -> Path:
             successors = final_observations(next_obs, infos)
             check_finite(run.global_step, observation=successors, reward=rewards)
             rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, [])
-            noise.reset(terminations | truncations)
             obs = next_obs
 
             # Learn.

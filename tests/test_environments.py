@@ -78,7 +78,7 @@ def test_every_reward_of_a_replay_is_compared(vectorization, capsys):
     """The clock's observations come back, its rewards do not."""
     for env_id, cut_off in (("Pendulum-like-v0", False), ("Clock-v0", True)):
         envs = resumed(quick_args(env_id=env_id, num_envs=2, vectorization=vectorization))
-        assert envs.cut_off.tolist() == [cut_off] * 2
+        assert envs.starting.tolist() == [cut_off] * 2
         assert capsys.readouterr().out.count("did not come back") == 2 * cut_off
         envs.close()
 
@@ -90,11 +90,11 @@ def test_every_observation_of_a_replay_is_compared():
         state["episodes"][0]["actions"][0] += 0.5
         state["episodes"][0]["actions"][1] -= 0.45
 
-    assert resumed(quick_args(), change, steps=2).cut_off.tolist() == [True]
+    assert resumed(quick_args(), change, steps=2).starting.tolist() == [True]
 
 
 def test_an_environment_that_cannot_come_back_is_cut_off_even_where_it_looks_the_same():
-    assert resumed(quick_args(episode_replay="cut")).cut_off.tolist() == [True]
+    assert resumed(quick_args(episode_replay="cut")).starting.tolist() == [True]
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ NonNegative = Annotated[float, Must("0 or more and finite", lambda x: 0 <= x < m
 Finite = Annotated[float, Must("finite", math.isfinite)]
 Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
 Expectile = Annotated[float, Must("above 0 and below 1", lambda x: 0 < x < 1)]
-Discount = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
+Discount = Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
 Name = Annotated[str, Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))]
 Sizes = Annotated[tuple[int, ...], Must("one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1)]
 CountOrAll = Annotated[int, Must("a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)]

@@ -181,12 +181,12 @@ def check(args: Args) -> None:
     what = f"--env-id {args.env_id}" + (f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else "")
     try:
         env = make_env(args, render=args.capture_video)
-    except (UsageError, gym.error.DeprecatedEnv) as error:
-        raise UsageError(f"{what}: {error}") from error
-    except gym.error.UnregisteredEnv as error:
-        raise UsageError(f"{what}: {unknown(args.env_id, error)}") from error
+    except UsageError:  # of the algorithm's wrapper
+        raise
+    except gym.error.Error as error:
+        raise UsageError(f"{what}: {without_nonsense(args.env_id, error)}") from error
     except Exception as error:  # whatever the environment's own code raises
-        raise UsageError(f"{what}: {error if isinstance(error, gym.error.Error) else in_one_line(error)}") from error
+        raise UsageError(f"{what}: {in_one_line(error)}") from error
     try:
         obs_space, action_space = env.observation_space, env.action_space
         args.check_spaces(obs_space, action_space)
@@ -212,12 +212,14 @@ def check(args: Args) -> None:
             env.close()
 
 
-def unknown(env_id: str, error: gym.error.UnregisteredEnv) -> str:
-    """What Gymnasium says of an id that it does not know, with a name that is close to it if there is one."""
+def without_nonsense(env_id: str, error: gym.error.Error) -> str:
+    """What Gymnasium says; of an id that it does not know, with another suggestion: only a name that is close to it."""
+    if isinstance(error, gym.error.DeprecatedEnv) or not isinstance(error, gym.error.UnregisteredEnv):
+        return str(error)
     ids = {known.lower(): known for known in gym.registry}
     close = difflib.get_close_matches(env_id.rpartition(":")[2].lower(), ids, n=1, cutoff=0.8)
-    what = str(error).partition(" Did you mean")[0]  # Gymnasium's own suggestion can be anything
     hint = f" Did you mean {ids[close[0]]}?" if close and not isinstance(error, gym.error.VersionNotFound) else ""
+    what = str(error).partition(" Did you mean")[0]
     return f"{what}{hint} (--env-id module:EnvId imports first the module that registers your own)"
 
 

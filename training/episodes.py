@@ -110,12 +110,16 @@ class TrainingEnvs(gym.vector.VectorWrapper):
 
     Attributes:
         observations: the (N, O) observations to act on next.
-        cut_off: (N,) bool, which environments `load_state_dict` could not bring back.
     """
 
     def __init__(self, env: gym.vector.VectorEnv, replayable: bool = True):
         super().__init__(env)
-        self.replayable, self.cut_off = replayable, np.zeros(env.num_envs, bool)
+        self.replayable = replayable
+
+    @property
+    def starting(self) -> np.ndarray:
+        """(N,) bool: which environments are at the first observation of an episode."""
+        return np.array([not episode["actions"] for episode in self.episodes])
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         if seed is not None:
@@ -157,15 +161,14 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.observations = state["observations"].numpy().copy()
         checksums = self.unwrapped.call("replay", self.episodes)  # also brings the generators back
         same = [crc == episode["checksum"] for crc, episode in zip(checksums, self.episodes, strict=True)]
-        self.cut_off = ~np.array(same) | (not self.replayable)
+        cut_off = ~np.array(same) | (not self.replayable)
         self.env.episode_returns[:] = state["episode_returns"]
         self.env.episode_lengths[:] = state["episode_lengths"]
-        if self.cut_off.any():
-            fresh_observations, infos = self.env.reset(options={"reset_mask": self.cut_off})
-            self.observations[self.cut_off] = fresh_observations[self.cut_off]
-            cut_off = np.flatnonzero(self.cut_off)
-            self.start_episodes(cut_off, infos)
-            for index in cut_off:
+        if cut_off.any():
+            fresh_observations, infos = self.env.reset(options={"reset_mask": cut_off})
+            self.observations[cut_off] = fresh_observations[cut_off]
+            self.start_episodes(np.flatnonzero(cut_off), infos)
+            for index in np.flatnonzero(cut_off):
                 tqdm.write(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
         self.action_space.np_random.bit_generator.state = state["action_space"]
 

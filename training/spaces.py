@@ -7,8 +7,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
-from training.errors import UsageError
-
 Spaces = tuple[gym.Space, gym.Space]  # of the observations and of the actions
 
 
@@ -16,16 +14,16 @@ def flatten_actions(env: gym.Env) -> gym.Env:
     """The environment with its Box of actions as a vector; it gets them in their own shape. Other spaces stay as they are.
 
     Raises:
-        UsageError: if the actions are whole numbers or have infinite bounds.
+        gymnasium.error.Error: if the actions are whole numbers or have infinite bounds.
     """
     space = env.action_space
     if not isinstance(space, Box):
         return env
     wrapper = "gymnasium.wrappers.TransformAction gives it another space"
     if not np.issubdtype(space.dtype, np.floating):
-        raise UsageError(f"its actions, {brief(space)}, are whole numbers, not a Box of floats: {wrapper}")
+        raise gym.error.Error(f"its actions, {brief(space)}, are whole numbers, not a Box of floats: {wrapper}")
     if not space.is_bounded():
-        raise UsageError(f"its actions, {brief(space)}, have no finite bounds: {wrapper}")
+        raise gym.error.Error(f"its actions, {brief(space)}, have no finite bounds: {wrapper}")
     if len(space.shape) == 1:
         return env
     flat = Box(space.low.flatten(), space.high.flatten(), dtype=space.dtype)
@@ -36,13 +34,13 @@ def flatten_observations(env: gym.Env) -> gym.Env:
     """The environment with observations that are float32 vectors, whatever they were.
 
     Raises:
-        UsageError: if they are images, or nothing that can be a vector.
+        gymnasium.error.Error: if they are images, or nothing that can be a vector.
     """
     space = env.observation_space
     if has_image(space):
-        raise UsageError(f"its observations, {brief(space)}, hold images, and the networks here take vectors")
+        raise gym.error.Error(f"its observations, {brief(space)}, hold images, and the networks here take vectors")
     if not space.is_np_flattenable:
-        raise UsageError(f"its observations, {brief(space)}, cannot be flattened to a vector")
+        raise gym.error.Error(f"its observations, {brief(space)}, cannot be flattened to a vector")
     if not (isinstance(space, Box) and len(space.shape) == 1):
         env = gym.wrappers.FlattenObservation(env)
     return gym.wrappers.DtypeObservation(env, np.float32)  # float64 would double the replay buffer
