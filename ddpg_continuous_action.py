@@ -130,11 +130,9 @@ class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating,
     exp_name: Name = Path(__file__).stem
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Actions are a vector, each component within finite bounds."""
-        if not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a flat Box")
-        if not action_space.is_bounded():
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must have finite bounds")
+        """Actions are a vector: a Box, which came here flat and with finite bounds."""
+        if not isinstance(action_space, gym.spaces.Box):
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a Box")
 
 
 def hidden_layers(inputs: int, args: Args) -> nn.Sequential:

@@ -44,6 +44,7 @@ def quick_args(script=ddpg, **changes):
         "batch_size": 16,
         "eval_frequency": 0,
         "cuda": False,
+        "episode_replay": "plain",  # not found out anew for each run
     }
     return script.Args(**(values | changes))
 

@@ -41,13 +41,21 @@ def refused(done: subprocess.CompletedProcess, *words: str) -> None:
 
 
 BAD = {
-    "unknown environment": ("--env-id Hoper-v4", "Hoper", "Did you mean", "Hopper"),
+    "unknown environment": ("--env-id Hoper-v4", "Hoper", "Did you mean Hopper-v4", "module:EnvId"),
     "unknown version": ("--env-id Hopper-v99", "Hopper-v99"),
     "unknown module": ("--env-id nowhere:Hopper-v4", "nowhere"),
     "discrete actions": ("--env-id CartPole-v1", "Discrete(2)"),
-    "unbounded actions": ("--env-id toys:UnboundedActions-v0", "finite bounds"),
-    "image observations": ("--env-id toys:ImageObservation-v0", "(8, 8, 3)", "flat Box"),
-    "dict observations": ("--env-id toys:DictObservation-v0", "Dict", "flat Box"),
+    "unbounded actions": ("--env-id toys:UnboundedActions-v0", "finite bounds", "gymnasium.wrappers.TransformAction"),
+    "integer actions": ("--env-id toys:IntegerActions-v0", "whole numbers", "gymnasium.wrappers.TransformAction"),
+    "image observations": ("--env-id toys:ImageObservation-v0", "(8, 8, 3)", "images"),
+    "list observations": ("--env-id toys:Lists-v0", "Sequence", "cannot be flattened"),
+    "an environment that is not made": (
+        "--env-id toys:Raising-constructor-v0",
+        "RuntimeError: no licence was",
+        "toys.py, line",
+    ),
+    "an environment that does not start": ("--env-id toys:Raising-reset-v0", "KeyError: 'goal'", "toys.py, line"),
+    "an environment that takes no step": ("--env-id toys:Raising-first-step-v0", "ZeroDivisionError", "toys.py, line"),
     "no steps": ("--total-timesteps 0", "1 or more"),
     "no environments": ("--num-envs 0", "1 or more"),
     "negative count": ("--policy-frequency -1", "1 or more"),

@@ -11,7 +11,7 @@ FLOORS = [
     ["command_line", "run"],
     ["evaluation", "acceleration"],
     ["environments", "setup", "checkpoints"],
-    ["arguments", "files", "replay_buffer", "signals"],
+    ["episodes", "spaces", "arguments", "files", "replay_buffer", "signals"],
     ["errors"],
 ]
 ROOMS = sorted((ROOT / "training").glob("*.py"))

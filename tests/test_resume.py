@@ -72,6 +72,12 @@ CASES = [
     ("Pendulum-v1 --num-envs 1 --accelerate compile", "step", 277),
     ("Ant-v5 --num-envs 1", "step", 555),  # after the replay buffer wrapped
     ("Ant-v5 --num-envs 3 --reward-scale 0.5", "evaluate", 2),
+    ("BipedalWalker-v3 --num-envs 1", "step", 510),
+    ("BipedalWalker-v3 --num-envs 3 --vectorization async", "step", 145),
+    ("toys:CarriesState-v0 --num-envs 3", "step", 145),
+    ("toys:LegacyGenerator-v0 --num-envs 3", "step", 145),
+    ("toys:DictSpaces-v0 --num-envs 1", "step", 377),
+    ("toys:MatrixActionSpaces-v0 --num-envs 3 --vectorization async", "step", 145),
 ]
 
 

@@ -1,7 +1,9 @@
 """Environments with a known answer. A script started by a test reaches them as --env-id toys:NAME."""
 
 import copy
+import itertools
 import os
+import random
 import signal
 
 import gymnasium as gym
@@ -136,7 +138,7 @@ class Failing(PendulumLike):
 
     def __init__(self, how, render_mode=None):
         super().__init__(render_mode)
-        self.how, self.total = how, 0
+        self.how, self.total, self.index = how, 0, None
 
     def reset(self, *, seed=None, options=None):
         if seed is not None:
@@ -147,6 +149,104 @@ class Failing(PendulumLike):
         self.total += 1
         if self.index == 1 and self.total == 50:
             os._exit(3) if self.how == "die" else signal.pause()
+        return super().step(action)
+
+
+class CarriesState(PendulumLike):
+    """As BipedalWalker: each episode begins as it should, and then depends on how many were before."""
+
+    episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes += 1
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        self.state += 1e-3 * self.episodes * (self.left < 6)
+        return obs, *rest
+
+
+class DrawsElsewhere(PendulumLike):
+    """Its generator is not the one of gymnasium.Env: rewards, or with `starts` also the starts, are what `draw` gives."""
+
+    def __init__(self, draw, starts=False, render_mode=None):
+        super().__init__(render_mode)
+        self.draw, self.starts = draw(), starts
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs + self.starts * self.draw(), info
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.draw(), *rest
+
+
+TICKS = itertools.count(int.from_bytes(os.urandom(3), "big"))  # a clock that never shows the same time, in any process
+
+
+class LegacyGenerator(Toy):
+    """As dm_control: `np_random` is a NumPy RandomState, and the constructor takes no `render_mode`."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    np_random = None
+
+    def __init__(self):
+        super().__init__()
+        self.np_random = np.random.RandomState()
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.np_random.seed(seed)
+        self.steps = 0
+        return self.np_random.normal(size=2), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self.np_random.normal(size=2), float(action[0]), False, self.steps == 9, {}
+
+
+class Shaped(Toy):
+    """Any spaces: observations are drawn from their space, actions must have the shape of theirs."""
+
+    def __init__(self, observation_space=None, action_space=None, render_mode=None):
+        super().__init__(render_mode)
+        self.observation_space = copy.deepcopy(observation_space or Toy.observation_space)
+        self.action_space = copy.deepcopy(action_space or Toy.action_space)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert action.shape == self.action_space.shape, action
+        RECEIVED.append((id(self), np.array(action)))
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, False, self.steps == 9, {}
+
+
+class Raising(PendulumLike):
+    """Raises in `where`; in "step" that is the 50th step of the environment of index 0 (of a run with seed 1)."""
+
+    def __init__(self, where, render_mode=None):
+        super().__init__(render_mode)
+        self.where, self.total, self.first = where, 0, False
+        if where == "constructor":
+            raise RuntimeError("no licence\nwas found")
+
+    def reset(self, *, seed=None, options=None):
+        if self.where == "reset":
+            raise KeyError("goal")
+        self.first |= seed == 1
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.total += self.first
+        if self.where == "first-step" or (self.total == 50 and self.where == "step"):
+            raise ZeroDivisionError("no mass")
         return super().step(action)
 
 
@@ -174,6 +274,31 @@ gym.register("NaNReward-v0", NotFinite, kwargs={"field": "reward", "value": np.n
 gym.register("HugeReward-v0", NotFinite, kwargs={"field": "reward", "value": 1e30})  # its square is not finite
 gym.register("UnboundedActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(-np.inf, np.inf, (1,))})
 gym.register("ImageObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
-gym.register("DictObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (1,)))})
+gym.register("IntegerActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(0, 5, (2,), np.int64)})
+gym.register("Lists-v0", Unfit, kwargs={"observation_space": gym.spaces.Sequence(gym.spaces.Discrete(3))})
+gym.register("CarriesState-v0", CarriesState)
+DRAWS = {
+    "RandomModule": lambda: random.random,
+    "NumPysGenerator": lambda: np.random.random,
+    "Clock": lambda: lambda: float(next(TICKS)),
+    "OwnGenerator": lambda: np.random.default_rng().random,
+    "OwnSeededGenerator": lambda: np.random.default_rng(0).random,
+}
+for name, draw in DRAWS.items():
+    gym.register(f"{name}-v0", DrawsElsewhere, kwargs={"draw": draw})
+    gym.register(f"{name}Start-v0", DrawsElsewhere, kwargs={"draw": draw, "starts": True})
+gym.register("LegacyGenerator-v0", LegacyGenerator)
+SPACES = {
+    "Dict": {"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (2,)), b=gym.spaces.Discrete(3))},
+    "Tuple": {"observation_space": gym.spaces.Tuple((gym.spaces.Box(0, 1, (2, 2)), gym.spaces.Box(-5, 5, (1,), np.int64)))},
+    "Matrix": {"observation_space": gym.spaces.Box(-1, 1, (2, 3))},
+    "Integer": {"observation_space": gym.spaces.Box(0, 255, (4,), np.uint8)},
+    "Discrete": {"observation_space": gym.spaces.Discrete(4)},
+    "MatrixAction": {"action_space": gym.spaces.Box(np.float32([[0, -3], [10, 5]]), np.float32([[2, 1], [11, 6]]))},
+}
+for name, spaces in SPACES.items():
+    gym.register(f"{name}Spaces-v0", Shaped, kwargs=spaces)
+for where in ("constructor", "reset", "first-step", "step"):
+    gym.register(f"Raising-{where}-v0", Raising, kwargs={"where": where})
 gym.register("Dying-v0", Failing, kwargs={"how": "die"})
 gym.register("Hanging-v0", Failing, kwargs={"how": "hang"})

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch.fx.experimental.proxy_tensor import make_fx
+from tqdm import tqdm
 
 from training.arguments import Args
 
@@ -73,11 +74,11 @@ def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequenc
             stand_in.load_state_dict = partial(restore, stand_in)
             for arrays in (acting, (acting[0][:1],)):
                 stand_in.act(*arrays)
-        print(f"--accelerate {mode}: built in {time.perf_counter() - start_time:.1f} seconds")
+        tqdm.write(f"--accelerate {mode}: built in {time.perf_counter() - start_time:.1f} seconds")
         return stand_in
     except Exception as error:  # no compiler, no device, an operation that cannot be captured: many types
         reason = next(iter(str(error).splitlines()), repr(error))
-        print(f"--accelerate {mode} does not work here ({reason}), training goes on in eager mode")
+        tqdm.write(f"--accelerate {mode} does not work here ({reason}), training goes on in eager mode")
         return agent
     finally:
         restore(agent, before)

@@ -81,6 +81,8 @@ class Experiment:
     """the Weights and Biases team (None: your default)"""
     capture_video: bool = False
     """film every 20th training episode of the first environment and the first episode of the final evaluation"""
+    output: str = "."
+    """the folder in which runs/ and videos/ are"""
     save_model: bool = True
     """keep the networks in the run folder: the latest in model.pt, those of the best evaluation in best_model.pt"""
 
@@ -90,7 +92,7 @@ class Environment:
     """The task."""
 
     env_id: str = "Hopper-v4"
-    """the Gymnasium environment"""
+    """the Gymnasium environment; module:EnvId imports first the module that registers it"""
     env_kwargs: Annotated[dict[str, Any], JSON, Must("a JSON object", lambda kwargs: isinstance(kwargs, dict))] = field(
         default_factory=dict
     )
@@ -103,7 +105,8 @@ class Environment:
     """step the environments one after the other in this process (sync), or each in a process of its own (async)"""
 
     def wrap(self, env: gym.Env) -> gym.Env:
-        """Wrap an environment in what the algorithm needs; called for each environment that is made."""
+        """An environment as the algorithm needs it; called on each one that is made. Its Box of actions, if it has one, is a
+        vector already; its observations are flattened afterwards."""
         return env
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -134,6 +137,9 @@ class Checkpoints:
     """number of checkpoints to keep; older ones are removed"""
     resume: Path | None = None
     """a run folder: continue that run from its newest undamaged checkpoint, with its saved arguments"""
+    episode_replay: Literal["auto", "plain", "rebuild", "cut"] = "auto"
+    """how running episodes come back on --resume: played again (plain), played again with the environment built anew for
+    each episode (rebuild), or not, they are cut off (cut); auto finds out before training"""
     worker_timeout: Positive = 60.0
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 

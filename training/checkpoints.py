@@ -69,7 +69,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     forged file from running code.
 
     Raises:
-        UsageError: if there are checkpoints and each is damaged.
+        UsageError: if there are checkpoints and each is damaged, or of the older format.
     """
     checkpoints = list_checkpoints(folder)
     for path in checkpoints:
@@ -81,4 +81,8 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             print(f"checkpoint {path} is damaged and passed over ({' '.join(str(error).split())[:100]})")
     if checkpoints:
         raise UsageError(f"--resume {folder.parent}: must hold a whole checkpoint, and all of them are damaged")
+    if any(folder.glob("[0-9]*/state.pt")):
+        raise UsageError(
+            f"--resume {folder.parent}: its checkpoints are folders, as an older version wrote them: resume it with that"
+        )
     return None

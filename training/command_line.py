@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from tqdm import tqdm
 
 from training.arguments import Args
 from training.environments import check, make_env
@@ -19,9 +21,9 @@ from training.evaluation import Evaluation, final_evaluation
 from training.setup import set_up_torch
 
 # What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda"}
+EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
-RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate"}
+RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output"}
 
 
 def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
@@ -80,6 +82,8 @@ def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path
         saved = load_args(run_dir, args_class)
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
+    if flag == "--evaluate":
+        saved.capture_video = False  # it films only when asked now
     args = parse_args(args_class, argv, saved)
     for name in vars(args):
         if name not in may_change and getattr(args, name) != getattr(saved, name):
@@ -108,7 +112,8 @@ def show_once(showwarning: Callable) -> Callable:
     def show(message, category, *where) -> None:
         if (str(message), category) not in shown:
             shown.add((str(message), category))
-            showwarning(message, category, *where)
+            with tqdm.external_write_mode(sys.stderr):  # clears a progress bar, and draws it again
+                showwarning(message, category, *where)
 
     return show
 
@@ -122,9 +127,12 @@ def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> N
         train: called with the arguments.
     """
     sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
+    sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
     warnings.showwarning = show_once(warnings.showwarning)
-    warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # make_env casts on purpose
-    warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # wrong: no two runs share a folder
+    warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # that is what make_env wants
+    warnings.filterwarnings("ignore", ".*is out of date")  # Hopper-v4, the default, is the one that CleanRL's results are of
+    warnings.filterwarnings("ignore", ".*ERROR: ")  # of a worker: a line of ours says it
+    warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name
     try:
         args = parse_args(args_class, sys.argv[1:], args_class())
         if args.evaluate and args.resume:
@@ -136,6 +144,9 @@ def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> N
             if args.resume:
                 args = parse_saved_args(args_class, sys.argv[1:], "--resume", args.resume, RESUME_MAY_CHANGE)
             train(args)
+    except BrokenPipeError:  # the reader of our output left, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+        sys.exit(1)
     except Stopped as stop:
         sys.exit(128 + stop.args[0])
     except (UsageError, TrainingError) as error:

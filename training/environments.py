@@ -1,6 +1,7 @@
-"""The environments of a run: stepped together, seeded, watched, and restored by replaying their episodes."""
+"""The environments of a run: made, checked, stepped together, and watched."""
 
 import contextlib
+import difflib
 import json
 import math
 import multiprocessing
@@ -17,134 +18,62 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from training.arguments import Args, check_args
-from training.errors import TrainingError, UsageError, WorkerError
+from training.episodes import ReplayableEnv, TrainingEnvs, find_replay
+from training.errors import EnvError, TrainingError, UsageError, in_one_line
 from training.replay_buffer import available_memory, buffer_bytes
 from training.signals import SAVE_SIGNALS, STOP_SIGNALS
+from training.spaces import changes, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
+KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # it differs too seldom to be found out by a few short episodes
+REPLAYS = {
+    "rebuild": "carries state from one episode to the next, so it is built anew for each one: a replay then brings it back",
+    "cut": "warning: a replayed episode is not the same one (it ignores its seed, keeps state over resets, or draws from "
+    "elsewhere), so two runs with one seed may differ, and --resume cuts off the running episode",
+}
 
 
 def make_env(
-    args: Args, index: int = 0, render: bool = False, video_folder: Path | None = None, video_name: str = ""
+    args: Args,
+    index: int = 0,
+    render: bool = False,
+    video_folder: Path | None = None,
+    video_name: str = "",
+    rebuild: bool = False,
 ) -> gym.Env:
     """One environment, with float32 observations; with a video folder it films its 0th and then every 20th episode.
 
     Args:
         index: its place among the training environments.
+        rebuild: build it anew for each episode.
     """
     render = render or video_folder is not None
     if render and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # and SDL prints an "error:"
     with contextlib.suppress(ImportError):
         import mujoco  # after MUJOCO_GL is set: MuJoCo reads it when it is imported
 
         # By default MuJoCo also appends its warnings to a MUJOCO_LOG.TXT in the working directory.
         mujoco.set_mju_user_warning(lambda message: warnings.warn(f"MuJoCo: {message}", stacklevel=2))
     rendering = {"render_mode": "rgb_array"} if render else {}  # not None: some constructors do not know the argument
-    env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
-    env = args.wrap(env)
-    if isinstance(env.observation_space, gym.spaces.Box):
-        env = gym.wrappers.DtypeObservation(env, np.float32)  # float64 would double the replay buffer
-    env = ReplayableEnv(env, index)
+
+    def build() -> gym.Env:
+        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
+        given = env.observation_space, env.action_space
+        env = flatten_observations(args.wrap(flatten_actions(env)))
+        env.given_spaces = given
+        return env
+
+    env = ReplayableEnv(build, index, rebuild)
     if video_folder is not None:
         env = gym.wrappers.RecordVideo(
             env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name
         )
     return env
-
-
-class ReplayableEnv(gym.Wrapper):
-    """An environment whose running episode can be replayed in another process, up to the same state.
-
-    Simulators can neither be pickled nor copied whole, but they are deterministic: the state of the generator before a
-    reset (`reset` returns it in its info, as "start") and the actions since then lead to the same state, bit for bit.
-    """
-
-    def __init__(self, env: gym.Env, index: int):
-        super().__init__(env)
-        self.index = index
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        start = {"seed": seed} if seed is not None else {"generator": self.unwrapped.np_random.bit_generator.state}
-        obs, _ = self.env.reset(seed=seed, options=options)
-        return obs, {"start": json.dumps(start, default=np.ndarray.tolist)}  # vector environments pass strings on as they are
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        return *self.env.step(action)[:4], {}  # nobody reads the info of a step, and collecting it costs time
-
-    def replay(self, episodes: list[dict[str, Any]]) -> np.ndarray:
-        """Replay this environment's entry of `episodes` and return the last observation."""
-        start, actions = json.loads(episodes[self.index]["start"]), episodes[self.index]["actions"]
-        if "generator" in start:
-            self.unwrapped.np_random.bit_generator.state = start["generator"]
-        obs, _ = self.env.reset(seed=start.get("seed"))
-        for action in actions:
-            obs = self.env.step(action)[0]
-        return obs
-
-
-class TrainingEnvs(gym.vector.VectorWrapper):
-    """The training environments: their state can be saved, running episodes included.
-
-    Attributes:
-        observations: the (N, O) observations to act on next.
-    """
-
-    @property
-    def starting(self) -> np.ndarray:
-        """(N,) bool: which environments are at the first observation of an episode."""
-        return np.array([not episode["actions"] for episode in self.episodes])
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        if seed is not None:
-            self.action_space.seed(seed)
-        self.observations, infos = self.env.reset(seed=seed, options=options)
-        self.episodes = [{"start": start, "actions": []} for start in infos["start"]]
-        return self.observations, infos
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        self.observations, rewards, terminations, truncations, infos = self.env.step(actions)
-        for episode, action in zip(self.episodes, actions, strict=True):
-            episode["actions"].append(action)
-        for index in np.flatnonzero(infos.get("_start", ())):
-            self.episodes[index] = {"start": infos["start"][index], "actions": []}
-        return self.observations, rewards, terminations, truncations, infos
-
-    def state_dict(self) -> dict[str, Any]:
-        """The observation and the running episode of each environment, and the generator of the random actions."""
-        return {
-            "observations": torch.from_numpy(self.observations),
-            "episodes": [
-                {"start": episode["start"], "actions": torch.from_numpy(np.array(episode["actions"]))}
-                for episode in self.episodes
-            ],
-            "episode_returns": torch.from_numpy(self.env.episode_returns),
-            "episode_lengths": torch.from_numpy(self.env.episode_lengths),
-            "action_space": self.action_space.np_random.bit_generator.state,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replay the running episodes. An environment that does not come back to the saved observation starts a new episode,
-        and a line says so."""
-        self.env.reset()
-        self.episodes = [
-            {"start": episode["start"], "actions": list(episode["actions"].numpy())} for episode in state["episodes"]
-        ]
-        self.observations = state["observations"].numpy().copy()
-        same = (np.stack(self.unwrapped.call("replay", self.episodes)) == self.observations).all(axis=1)
-        self.env.episode_returns[:] = state["episode_returns"]
-        self.env.episode_lengths[:] = state["episode_lengths"]
-        if not same.all():
-            fresh_observations, infos = self.env.reset(options={"reset_mask": ~same})
-            self.observations[~same] = fresh_observations[~same]
-            for index in np.flatnonzero(~same):
-                print(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
-                self.episodes[index] = {"start": infos["start"][index], "actions": []}
-        self.action_space.np_random.bit_generator.state = state["action_space"]
 
 
 def final_observations(next_obs: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
@@ -173,7 +102,7 @@ class WorkerEnvs(AsyncVectorEnv):
     """Asynchronous environments that notice a worker process which died or hangs, and that leave no worker behind.
 
     Raises:
-        WorkerError: from `step`, naming the worker and its exit status.
+        EnvError: from `step`, naming the worker and its exit status.
     """
 
     def __init__(self, env_fns: list[Callable[[], gym.Env]], timeout: float, **kwargs):
@@ -192,7 +121,7 @@ class WorkerEnvs(AsyncVectorEnv):
             silent = [index for index, pipe in enumerate(self.parent_pipes) if index not in dead and not pipe.poll()]
             what = [f"worker {index} ended with exit status {self.processes[index].exitcode}" for index in dead]
             what += [f"worker {index} gave no answer in {self.timeout:g} seconds" for index in silent] if not dead else []
-            raise WorkerError(f"asynchronous environments: {', '.join(what)}") from error
+            raise EnvError(f"asynchronous environments: {', '.join(what)}") from error
 
     def close_extras(self, **kwargs):
         if not self.broken:
@@ -225,36 +154,41 @@ def make_envs(args: Args, run_name: str) -> TrainingEnvs:
     episode and `infos["final_obs"]` holds the last one of the ended episode. (Gymnasium's default, a reset at the
     next step, would put a transition that never happened into the replay buffer after each episode.)
     """
-    video_folder = Path("videos", run_name) if args.capture_video else None
+    video_folder = Path(args.output, "videos", run_name) if args.capture_video else None
+    rebuild = args.episode_replay == "rebuild"
     video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     env_fns = [
-        partial(make_env, args, index, video_folder=video_folder if index == 0 else None, video_name=video_name)
+        partial(make_env, args, index, False, video_folder if index == 0 else None, video_name, rebuild)
         for index in range(args.num_envs)
     ]
     if args.vectorization == "async":
         envs = WorkerEnvs(env_fns, args.worker_timeout, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
         envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-    return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs))
+    return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs), replayable=args.episode_replay != "cut")
 
 
 def check(args: Args) -> None:
     """Refuse what cannot be run, before anything is created: check the flags, then build the environment and close it.
 
+    Where `args.episode_replay` is "auto", it becomes what holds for this environment.
+
     Raises:
-        UsageError: if a flag is wrong, or if the environment does not exist, has spaces that the algorithm cannot take, cannot
-            be filmed, or needs a replay buffer that does not fit into memory.
+        UsageError: if a flag is wrong, or if the environment does not exist, raises an error, has spaces that the algorithm
+            cannot take, cannot be filmed, or needs a replay buffer that does not fit into memory.
     """
     check_args(args)
+    what = f"--env-id {args.env_id}" + (f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else "")
     try:
         env = make_env(args, render=args.capture_video)
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        kwargs = f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else ""
-        raise UsageError(f"--env-id {args.env_id}{kwargs}: {error}") from error
+    except UsageError:  # of the algorithm's wrapper
+        raise
+    except gym.error.Error as error:
+        raise UsageError(f"{what}: {without_nonsense(args.env_id, error)}") from error
+    except Exception as error:  # whatever the environment's own code raises
+        raise UsageError(f"{what}: {in_one_line(error)}") from error
     try:
         obs_space, action_space = env.observation_space, env.action_space
-        if not (isinstance(obs_space, gym.spaces.Box) and len(obs_space.shape) == 1):
-            raise UsageError(f"--env-id {args.env_id}: its observations are {obs_space}, this script needs a flat Box")
         args.check_spaces(obs_space, action_space)
         needed = buffer_bytes(obs_space.shape[0], math.prod(action_space.shape) or 1, args.buffer_size)
         available = available_memory()
@@ -265,9 +199,28 @@ def check(args: Args) -> None:
             )
         if args.capture_video:
             check_rendering(env)
+        for change in changes(env.get_wrapper_attr("given_spaces"), (obs_space, action_space)):
+            print(f"{args.env_id}: {change}")
+        if args.episode_replay == "auto" and args.evaluate is None:
+            args.episode_replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_env(args, rebuild=rebuild))
+        if args.evaluate is None and args.episode_replay in REPLAYS:
+            print(f"{args.env_id}: {REPLAYS[args.episode_replay]}")
+    except EnvError as error:
+        raise UsageError(f"{what}: {error}") from error
     finally:
         with contextlib.suppress(Exception):  # a renderer that failed to open may also fail to close
             env.close()
+
+
+def without_nonsense(env_id: str, error: gym.error.Error) -> str:
+    """What Gymnasium says; of an id that it does not know, with another suggestion: only a name that is close to it."""
+    if isinstance(error, gym.error.DeprecatedEnv) or not isinstance(error, gym.error.UnregisteredEnv):
+        return str(error)
+    ids = {known.lower(): known for known in gym.registry}
+    close = difflib.get_close_matches(env_id.rpartition(":")[2].lower(), ids, n=1, cutoff=0.8)
+    hint = f" Did you mean {ids[close[0]]}?" if close and not isinstance(error, gym.error.VersionNotFound) else ""
+    what = str(error).partition(" Did you mean")[0]
+    return f"{what}{hint} (--env-id module:EnvId imports first the module that registers your own)"
 
 
 def check_rendering(env: gym.Env) -> None:

@@ -1,5 +1,7 @@
 """The ways in which a run can end before its time."""
 
+import traceback
+
 
 class UsageError(Exception):
     """The user can put this right (a flag, a file, a missing package): one line on stderr, exit status 2."""
@@ -9,9 +11,17 @@ class TrainingError(Exception):
     """Training cannot go on (a value is not finite, the disk is full): one line on stderr, exit status 1."""
 
 
-class WorkerError(TrainingError):
-    """A process of the asynchronous environments died or does not answer."""
+class EnvError(TrainingError):
+    """An environment raised an error, or the process of an asynchronous one died or does not answer. The rest of the run
+    is whole: it can be saved."""
 
 
 class Stopped(Exception):
     """A signal asked the run to stop; the argument is the signal's number."""
+
+
+def in_one_line(error: Exception) -> str:
+    """The type and the message of an error, and the file and line that raised it."""
+    where = traceback.extract_tb(error.__traceback__)
+    place = f" ({where[-1].filename}, line {where[-1].lineno})" if where else ""
+    return " ".join(f"{type(error).__name__}: {error}{place}".split())

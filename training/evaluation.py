@@ -110,7 +110,7 @@ def final_evaluation(
         load_model(agent, models[0])
     number = next(n for n in range(1, 1_000_000) if not (folder / f"evaluation{f'-{n}' if n > 1 else ''}.json").exists())
     name = f"evaluation-{number}" if number > 1 else "evaluation"  # a result is never overwritten
-    video_folder = Path("videos", folder.name) if args.capture_video else None
+    video_folder = Path(args.output, "videos", folder.name) if args.capture_video else None
     evaluation = evaluate(agent, args, FINAL_EVALUATION_EPISODES, FINAL_EVALUATION_SEED, video_folder, name, signals)
     mean, std = evaluation.returns.mean(), evaluation.returns.std()
     result = {
@@ -131,6 +131,7 @@ def final_evaluation(
     tqdm.write(
         f"final evaluation: {mean:.1f} +- {std:.1f} over {FINAL_EVALUATION_EPISODES} episodes of {args.env_id} "
         f"({models[0].name if models else 'latest networks'}), written to {folder / name}.json"
+        + (f", filmed in {video_folder}" if video_folder else "")
     )
     return evaluation
 

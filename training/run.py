@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from training.acceleration import accelerate, choose_mode
 from training.arguments import Args
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.environments import check, check_finite
-from training.errors import Stopped, TrainingError, WorkerError
+from training.errors import EnvError, Stopped, TrainingError
 from training.evaluation import (
     EVALUATION_SEED,
     Evaluation,
@@ -31,10 +32,11 @@ from training.evaluation import (
     save_model,
 )
 from training.files import EventWriter, WriteOrWarn, replace_file
-from training.setup import Generators, lock_folder, make_run_folder, set_up_torch, settings_of, start_wandb
+from training.setup import Generators, lock_folder, make_run_folder, set_up_torch, settings_of, start_again, start_wandb
 from training.signals import Signals
 
 LOG_FREQUENCY = 100  # environment steps between two rows of losses in TensorBoard
+SILENCE = 60.0  # seconds between two lines where no progress bar is shown
 
 
 class Run:
@@ -64,6 +66,7 @@ class Run:
         self.evaluations: list[dict[str, float]] = []
         self.evaluation_due = self.target_reached = False
         self.write_or_warn = WriteOrWarn()
+        self.parts: dict[str, Any] = {}
 
     def __enter__(self) -> "Run":
         args = self.args
@@ -73,13 +76,16 @@ class Run:
             stack.callback(lock_folder(self.folder).release)
             if self.checkpoint:
                 self.load_state_dict(self.checkpoint["run"])
+            elif args.resume:
+                start_again(self.folder)
             began_with = self.checkpoint["run"]["settings"]["accelerate"] if self.checkpoint else None
             self.settings = settings_of(args, self.device)
             self.settings["accelerate"] = choose_mode(args, self.device, self.global_step, began_with)
             if args.track:
                 start_wandb(args, self.folder)
             self.write_settings()
-            print(f"training on {args.env_id} ({self.device}), the run's folder is {self.folder}")
+            videos = f", videos are in {Path(args.output, 'videos', self.folder.name)}" if args.capture_video else ""
+            print(f"training on {args.env_id} ({self.device}), the run's folder is {self.folder}{videos}")
             if args.learning_starts >= args.total_timesteps:
                 print(
                     f"warning: --learning-starts {args.learning_starts} is not below --total-timesteps "
@@ -98,13 +104,15 @@ class Run:
             self.status = {"return": "-", "evaluation": f"{self.evaluations[-1]['mean']:.1f}" if self.evaluations else "-"}
             self.start_time = time.perf_counter() - self.elapsed
             self.log_step, self.log_time = self.global_step, time.perf_counter()
+            self.line_step, self.line_time = self.log_step, self.log_time
             self.exits = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback) -> None:
         with self.exits:
-            if isinstance(error, WorkerError):
+            if isinstance(error, EnvError) and self.parts:
                 self.write_or_warn(self.folder / "checkpoints", self.save)
+                tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
         if self.args.track and error is None:
             import wandb
 
@@ -125,19 +133,20 @@ class Run:
         Args:
             parts: things with `state_dict` and `load_state_dict`, the `agent` among them.
         """
-        self.parts = parts | {"generators": self.generators}  # loaded last: loading the others may draw
+        parts["generators"] = self.generators  # loaded last: loading the others may draw
+        for name, part in parts.items() if self.checkpoint else ():
+            part.load_state_dict(self.checkpoint[name])
+        self.parts = parts  # whole from now on: what is saved after an error
         if self.checkpoint is None:
             return
-        for name, part in self.parts.items():
-            part.load_state_dict(self.checkpoint[name])
-        print(f"resumed at step {self.global_step}")
+        tqdm.write(f"resumed at step {self.global_step}")
         began = self.checkpoint["run"]["settings"]
         if began["versions"] != self.settings["versions"]:
-            print(f"with other versions than {began['versions']}: the result may differ")
+            tqdm.write(f"with other versions than {began['versions']}: the result may differ")
         for name in ("device", "accelerate", "num_threads"):
             if began[name] != self.settings[name]:
-                print(f"{name} was {began[name]} and is now {self.settings[name]}: results may differ in rounding")
-        self.checkpoint = None  # closes the file
+                tqdm.write(f"{name} was {began[name]} and is now {self.settings[name]}: results may differ in rounding")
+        self.checkpoint = None  # lets go of the file
 
     def begin(self, agent: Any, acting: Sequence[np.ndarray], learning: Sequence[dict[str, Any]]) -> Any:
         """The agent to train with, accelerated if this run is. An evaluation that a signal interrupted is made up first.
@@ -185,6 +194,8 @@ class Run:
             self.status["return"] = f"{episode_return:.1f}"
             self.bar.set_postfix(self.status, refresh=False)
         self.bar.update(self.args.num_envs)
+        if self.bar.disable and time.perf_counter() >= self.line_time + SILENCE:
+            self.print_progress()
         self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
         save_due = self.due(self.args.checkpoint_frequency) or self.signals.save or self.signals.stop or not self.unfinished
         log_due = self.due(LOG_FREQUENCY) or not self.unfinished
@@ -202,6 +213,14 @@ class Run:
             pause = time.perf_counter()  # charts/SPS is the speed of training alone
             self.evaluate_and_save(agent, save_due)
             self.log_time += time.perf_counter() - pause
+
+    def print_progress(self) -> None:
+        """The progress bar of a log file: a line."""
+        now, steps = time.perf_counter(), self.args.total_timesteps
+        speed = (self.global_step - self.line_step) / (now - self.line_time)
+        left = tqdm.format_interval((steps - self.global_step) / speed)
+        print(f"step {self.global_step:,} of {steps:,}, {speed:.0f} steps/s, last return {self.status['return']}, {left} left")
+        self.line_step, self.line_time = self.global_step, now
 
     def evaluate_and_save(self, agent: Any, save_due: bool) -> None:
         """Evaluate if that is due, then save if that is due or if it ends the training, then stop if a signal asked for it."""
@@ -263,9 +282,14 @@ class Run:
         state = {name: part.state_dict() for name, part in (self.parts | {"run": self}).items()}
         save_checkpoint(self.folder / "checkpoints", self.global_step, state, self.args.keep_checkpoints)
 
+    @property
+    def how_to_go_on(self) -> str:
+        """The command that resumes this run."""
+        return f"to go on: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(self.folder))}"
+
     def stop(self, what: str) -> None:
         """Print how to resume the run, then raise Stopped."""
-        tqdm.write(f"{what}, to go on: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(self.folder))}")
+        tqdm.write(f"{what}, {self.how_to_go_on}")
         raise Stopped(self.signals.stop)
 
     @property
@@ -282,7 +306,7 @@ class Run:
                 self.stop("stopped in the final evaluation")
         else:
             goal = "" if self.target_reached else f", a --total-timesteps above {self.args.total_timesteps} goes on with it"
-            print(f"{self.folder} is finished at step {self.global_step}{goal}")
+            tqdm.write(f"{self.folder} is finished at step {self.global_step}{goal}")
 
     def state_dict(self) -> dict[str, Any]:
         """The clock, the losses and evaluations so far, and the settings."""

@@ -1,8 +1,10 @@
 """Signals ask a run to stop or to save; the run does so at the end of its step."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -38,9 +40,19 @@ class Signals:
             os._exit(128 + number)
         if number in SAVE_SIGNALS:
             self.save = number
+            acknowledge(number, "a checkpoint follows")
         elif not self.stop:
             self.stop = number
+            acknowledge(number, "the run stops as soon as it can" + " (once more: at once)" * (number == signal.SIGINT))
 
     def __exit__(self, *error) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+def acknowledge(number: int, what: str) -> None:
+    """Say that a signal was received. (`print` must not be used here: the signal may have interrupted another one.)"""
+    line = f"{signal.Signals(number).name} received: {what}\n"
+    with contextlib.suppress(OSError):
+        output = sys.stdout.fileno()
+        os.write(output, ("\n" * os.isatty(output) + line).encode())  # a terminal shows the progress bar in this line

@@ -1,0 +1,65 @@
+"""Environments of other packages: train, kill, resume bit-identical, evaluate, film.
+
+Those of tests/requirements-environments.txt work with the MuJoCo of requirements.txt; dm_control needs an older one, and so a
+virtual environment of its own (tests/requirements-dm-control.txt). What is not installed is skipped.
+"""
+
+from importlib.metadata import version
+
+import pytest
+from conftest import quick_args
+from fingerprint import fingerprint
+from test_arguments import script
+from test_end_to_end import egl_renders
+from test_resume import only_run, run_killed
+
+from training import environments
+
+TASKS = [
+    "gymnasium_robotics:PointMaze_UMaze-v3",  # a Dict of observations
+    "gymnasium_robotics:AdroitHandDoor-v1",
+    "highway_env:parking-v0",  # a Dict, and a road that is built anew at each reset
+    "shimmy:dm_control/cartpole-balance-v0",  # a Dict, and a NumPy RandomState
+]
+SHORT = (
+    "--total-timesteps 90 --learning-starts 30 --buffer-size 64 --batch-size 16 --hidden-sizes 16 16 --no-cuda "
+    "--max-episode-steps 12 --checkpoint-frequency 25 --eval-frequency 45 --eval-episodes 1"
+)
+
+
+def skip_what_is_not_installed(env_id: str) -> None:
+    pytest.importorskip(env_id.split(":")[0])
+    if "dm_control" in env_id and version("mujoco") >= "4":
+        pytest.skip("dm_control 1.0.50 needs MuJoCo below 4")
+
+
+films = pytest.mark.skipif(not egl_renders(), reason="no EGL: apt-get install libegl1 libgl1")
+
+
+@pytest.mark.slow
+@films
+@pytest.mark.parametrize("env_id", TASKS)
+def test_it_trains_is_killed_comes_back_and_is_filmed(tmp_path, env_id):
+    skip_what_is_not_installed(env_id)
+    arguments = f"--env-id {env_id} {SHORT}".split()
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder, moment in zip(folders, (0, 68), strict=True):
+        folder.mkdir()
+        done = run_killed(folder, "step", moment, *arguments)
+        assert done.returncode == (-9 if moment else 0), done.stderr
+    whole, killed = map(only_run, folders)
+    done = script("--resume", str(killed), cwd=tmp_path)
+    assert done.returncode == 0 and "did not come back" not in done.stdout, done.stdout + done.stderr
+    assert fingerprint(killed) == fingerprint(whole)
+    done = script("--evaluate", str(whole), "--capture-video", cwd=tmp_path, DISPLAY="", WAYLAND_DISPLAY="")
+    assert done.returncode == 0, done.stderr
+    (video,) = (tmp_path / "videos" / whole.name).iterdir()
+    assert video.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("env_id", TASKS)
+def test_it_comes_back_by_a_replay(env_id):
+    skip_what_is_not_installed(env_id)
+    args = quick_args(env_id=env_id, episode_replay="auto")
+    environments.check(args)
+    assert args.episode_replay == "plain"

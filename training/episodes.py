@@ -1,0 +1,219 @@
+"""Running episodes that come back: a run that is resumed goes on in the middle of them.
+
+Simulators can neither be pickled nor copied whole, but most are deterministic: the state of the generator before a reset and
+the actions since then lead to the same state, bit for bit. `find_replay` finds out whether an environment is one of them.
+"""
+
+import copy
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from training.errors import EnvError, in_one_line
+
+PROBE_STEPS = 50  # of each of the episodes that `find_replay` plays
+
+
+def generator_state(env: gym.Env) -> dict[str, Any] | None:
+    """The state of an environment's generator; None if it has none that is known here."""
+    generator = env.unwrapped.np_random
+    if isinstance(generator, np.random.RandomState):  # dm_control's
+        return generator.get_state(legacy=False)
+    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else None
+
+
+def set_generator_state(env: gym.Env, state: dict[str, Any] | None) -> None:
+    """Bring an environment's generator to what `generator_state` gave."""
+    generator = env.unwrapped.np_random
+    if isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    elif state is not None:
+        generator.bit_generator.state = state
+
+
+class ReplayableEnv(gym.Wrapper):
+    """An environment whose running episode can be played again in another process, to the same state.
+
+    `reset` returns what the episode started from in its info, as "start".
+
+    Args:
+        build: makes the environment.
+        index: its place among the training environments.
+        rebuild: build the environment anew for each episode, because it carries state from one to the next.
+
+    Raises:
+        EnvError: whatever the environment raises, in one line.
+    """
+
+    def __init__(self, build: Callable[[], gym.Env], index: int = 0, rebuild: bool = False):
+        super().__init__(build())
+        self.build, self.index, self.rebuild = build, index, rebuild
+        self.fresh = True
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        start = {"seed": seed} if seed is not None else {"generator": generator_state(self.env)}
+        obs = self.begin(start, options)
+        # Vector environments pass strings on as they are.
+        return obs, {"start": json.dumps(start, default=lambda value: value.tolist())}
+
+    def begin(self, start: dict[str, Any], options: dict | None = None) -> np.ndarray:
+        """Start the episode that `start` describes and return its first observation."""
+        try:
+            if self.rebuild and not self.fresh:
+                self.env.close()
+                self.env = self.build()
+            self.fresh = False
+            if "generator" in start:
+                set_generator_state(self.env, start["generator"])
+            return self.env.reset(seed=start.get("seed"), options=options)[0]
+        except Exception as error:
+            raise EnvError(in_one_line(error)) from error
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        try:
+            return *self.env.step(action)[:4], {}  # nobody reads the info of a step, and collecting it costs time
+        except Exception as error:
+            raise EnvError(in_one_line(error)) from error
+
+    def replay(self, episodes: list[dict[str, Any]]) -> int | None:
+        """Play this environment's one of `episodes` again and return its checksum, None if it could not be played."""
+        start, actions = json.loads(episodes[self.index]["start"]), episodes[self.index]["actions"]
+        try:
+            obs = self.begin(start)
+            crc = checksum(obs)
+            for action in actions:
+                obs, reward, terminated, truncated, _ = self.step(action)
+                if terminated or truncated:
+                    return None
+                crc = checksum(obs, reward, crc)
+        except EnvError:
+            return None
+        return crc
+
+
+def checksum(obs: np.ndarray, reward: float = 0.0, crc: int = 0) -> int:
+    """The CRC-32 of an episode so far: of each observation and reward, after that of the steps before."""
+    return zlib.crc32(np.float64(reward).tobytes(), zlib.crc32(obs.tobytes(), crc))
+
+
+class TrainingEnvs(gym.vector.VectorWrapper):
+    """The training environments: their state can be saved, running episodes included.
+
+    Args:
+        replayable: whether their episodes come back.
+
+    Attributes:
+        observations: the (N, O) observations to act on next.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv, replayable: bool = True):
+        super().__init__(env)
+        self.replayable = replayable
+
+    @property
+    def starting(self) -> np.ndarray:
+        """(N,) bool: which environments are at the first observation of an episode."""
+        return np.array([not episode["actions"] for episode in self.episodes])
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        if seed is not None:
+            self.action_space.seed(seed)
+        self.observations, infos = self.env.reset(seed=seed, options=options)
+        self.episodes = [{}] * self.num_envs
+        self.start_episodes(range(self.num_envs), infos)
+        return self.observations, infos
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        self.observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        for episode, action, obs, reward in zip(self.episodes, actions, self.observations, rewards, strict=True):
+            episode["actions"].append(action)
+            episode["checksum"] = checksum(obs, reward, episode["checksum"])
+        self.start_episodes(np.flatnonzero(infos.get("_start", ())), infos)
+        return self.observations, rewards, terminations, truncations, infos
+
+    def start_episodes(self, indices: Sequence[int], infos: dict[str, Any]) -> None:
+        """Note that these environments were reset, to their present observations."""
+        for index in indices:
+            crc = checksum(self.observations[index])
+            self.episodes[index] = {"start": infos["start"][index], "actions": [], "checksum": crc}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where each environment is: its observation and its running episode; and the generator of the random actions."""
+        return {
+            "observations": torch.from_numpy(self.observations),
+            "episodes": [episode | {"actions": torch.from_numpy(np.array(episode["actions"]))} for episode in self.episodes],
+            "episode_returns": torch.from_numpy(self.env.episode_returns),
+            "episode_lengths": torch.from_numpy(self.env.episode_lengths),
+            "action_space": self.action_space.np_random.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Play the running episodes again. An environment that does not come back, to the last bit of each observation and
+        reward, starts a new episode, and a line says so."""
+        self.env.reset()
+        self.episodes = [episode | {"actions": list(episode["actions"].numpy())} for episode in state["episodes"]]
+        self.observations = state["observations"].numpy().copy()
+        checksums = self.unwrapped.call("replay", self.episodes)  # also brings the generators back
+        same = [crc == episode["checksum"] for crc, episode in zip(checksums, self.episodes, strict=True)]
+        cut_off = ~np.array(same) | (not self.replayable)
+        self.env.episode_returns[:] = state["episode_returns"]
+        self.env.episode_lengths[:] = state["episode_lengths"]
+        if cut_off.any():
+            fresh_observations, infos = self.env.reset(options={"reset_mask": cut_off})
+            self.observations[cut_off] = fresh_observations[cut_off]
+            self.start_episodes(np.flatnonzero(cut_off), infos)
+            for index in np.flatnonzero(cut_off):
+                tqdm.write(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
+        self.action_space.np_random.bit_generator.state = state["action_space"]
+
+
+def find_replay(make: Callable[[bool], ReplayableEnv]) -> str:
+    """How the running episode of an environment comes back on a fresh instance, after others were played on the first.
+
+    Some short episodes are played, with random actions. A fresh instance plays one of them again, then the next, then the
+    first: all observations and rewards must be the same, to the bit. Nothing is drawn from the random streams of training.
+
+    Args:
+        make: makes a new instance, with its `rebuild` as the argument.
+
+    Returns:
+        plain: by a replay; rebuild: by a replay, if the environment is built anew for each episode; cut: not at all.
+
+    Raises:
+        EnvError: if the environment raises an error.
+    """
+    for rebuild in (False, True):
+        env, fresh = make(rebuild), make(rebuild)
+        space = copy.deepcopy(env.action_space)
+        space.seed(0)
+        first, second, third = ([space.sample() for _ in range(PROBE_STEPS)] for _ in range(3))
+        expected_first = play(env, {"seed": 0}, first)
+        for _ in range(2):  # more resets than the fresh instance will have had
+            play(env, None, third)
+        start = {"generator": generator_state(env)}
+        expected = [play(env, start, second), play(env, None, third), expected_first]
+        fresh.reset()
+        found = [play(fresh, start, second), play(fresh, None, third), play(fresh, {"seed": 0}, first)]
+        env.close(), fresh.close()
+        if found == expected:
+            return "rebuild" if rebuild else "plain"
+        if found[0][0] != expected[0][0]:  # built anew, each episode would begin as the first: that is another task
+            break
+    return "cut"
+
+
+def play(env: ReplayableEnv, start: dict[str, Any] | None, actions: Sequence[Any]) -> list[int]:
+    """Play an episode, up to its end if that comes first; returns the checksum of each observation and reward."""
+    checksums = [checksum(env.reset()[0] if start is None else env.begin(start))]
+    for action in actions:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        checksums.append(checksum(obs, reward))
+        if terminated or truncated:
+            break
+    return checksums
