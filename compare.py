@@ -388,7 +388,8 @@ def make_table(
                 others = [part.scores[baseline] for part in parts]
                 better = "{:.2f} [{:.2f}, {:.2f}]".format(*estimate([*scores, *others], probability_of_improvement))
             rows.append([title, group, str(len(every)), steps, spread, value, better])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace(" [nan, nan]", "")
+    columns = 7 if any(task.scores.keys() != {baseline} for task in tasks.values()) else 6
+    return "\n".join(f"| {' | '.join(row[:columns])} |" for row in rows).replace(" [nan, nan]", "")
 
 
 def draw(panels: Sequence[Panel], labels: dict[str, str], caption: str, files: Sequence[Path]) -> None:

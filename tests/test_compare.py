@@ -275,6 +275,7 @@ def test_training_runs_are_compared(run, tmp_path, capsys):
             means.append(np.mean([float(row["mean"]) for row in csv.DictReader(file)]))
     assert cell(text.read_text(), "Pendulum-like-v0", "short", 4).startswith(f"{np.mean(means):,.1f} +- ")
     assert text.read_text() in capsys.readouterr().out
+    assert "better" not in text.read_text()  # there is one group
 
 
 def test_three_groups_on_three_tasks(tmp_path, monkeypatch):
