@@ -325,6 +325,15 @@ def test_the_mean_instead_of_the_interquartile_mean(tmp_path, undrawn):
         assert cell((tmp_path / f"{name}.md").read_text(), "Hopper-v4", "ddpg", 5).startswith(start)
 
 
+def test_a_range_of_the_users_own(tmp_path, undrawn):
+    """It pools a task that has none, and replaces a known one."""
+    for task, value in (("Mine-v0", 1.0), ("Hopper-v4", 30.0)):
+        write_run(tmp_path / "runs" / task, [value] * 6, env_id=task)
+    ranges = ["--range", "Mine-v0", "0", "4", "Hopper-v4", "0", "40"]
+    assert compare.main([f"{tmp_path}/runs/*", "-o", f"{tmp_path}/out", *ranges]) == 0
+    assert cell((tmp_path / "out.md").read_text(), "2 tasks, normalised", "ddpg", 4) == "0.50"
+
+
 def test_files_of_the_user_are_kept(tmp_path, capsys, undrawn):
     write_run(tmp_path / "run", range(6))
     (tmp_path / "mine.pdf").write_text("mine")
