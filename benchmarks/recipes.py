@@ -5,7 +5,7 @@
     python benchmarks/recipes.py --readme                                 # write the README's table from the results
 
 Each seed is a run of the script itself, at one thread. Results go to benchmarks/results/recipes.csv, a row per seed, and
-the run's evaluations to benchmarks/results/curves/, from which benchmarks/plot.py draws. To run a seed again, delete its row.
+the run's evaluations to benchmarks/results/curves/, which compare.py draws. To run a seed again, delete its row.
 """
 
 import contextlib

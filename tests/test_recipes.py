@@ -13,13 +13,8 @@ from training import command_line
 from training.arguments import check_args
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import plot
 import recipes
 
-PLOTTED = (
-    "--env-id Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --batch-size 16 --buffer-size 1000 "
-    "--eval-frequency 100 --eval-episodes 1 --no-cuda"
-)
 SHORT = "--total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
 
 
@@ -78,14 +73,3 @@ def test_an_interrupted_seed_goes_on(tmp_path, monkeypatch):
     assert int(row["steps"]) == 600 and len(row["returns"].split()) == 20 and row["wall_seconds"] >= 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
     assert recipes.find_interrupted("pendulum", 1) is None
-
-
-def test_curves_are_drawn_over_seeds(run, tmp_path):
-    """Two runs of one environment are one curve: the mean of their evaluations at each step."""
-    folders = [
-        run(command_line.parse_args(ddpg.Args, f"--seed {seed} {PLOTTED}".split(), ddpg.Args())).run_dir for seed in (1, 2)
-    ]
-    name, steps, means = plot.load(folders[0])
-    assert name.startswith("Pendulum-like-v0") and list(steps) == [100, 200, 300] and len(means) == 3
-    plot.draw(tuple(folders), tmp_path / "curve.png")
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
