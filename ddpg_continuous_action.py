@@ -58,7 +58,7 @@ EVALUATION_SEED = 10_000  # first seed of the evaluations while training: the sa
 FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best model was chosen on the others
 FINAL_EVALUATION_EPISODES = 20
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAVE_SIGNALS = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()  # a scheduler's warning, or a user's wish
+SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))  # a warning, or a wish
 WRITE_ATTEMPTS = 3  # writes that may fail in a row (a full disk) before the run stops
 
 
@@ -1296,7 +1296,7 @@ def load_checkpoint(state: dict[str, Any], agent, rb: ReplayBuffer, envs, noise)
 
 
 class Signals:
-    """SIGTERM and SIGINT ask for a stop after the running step, SIGUSR1 for a checkpoint; a second stop exits at once."""
+    """SIGTERM and SIGINT ask for a stop after the running step, SIGUSR1 and SIGUSR2 for a checkpoint; a second SIGINT exits."""
 
     def __init__(self) -> None:
         self.stop = self.save = 0
@@ -1311,11 +1311,11 @@ class Signals:
         if number in SAVE_SIGNALS:
             self.save = number
             return
-        if self.stop:
+        if self.stop == number == signal.SIGINT:  # schedulers send SIGTERM twice, only a person is impatient
             for process in multiprocessing.active_children():
                 process.kill()
             os._exit(128 + number)
-        self.stop = number
+        self.stop = self.stop or number
 
     def __exit__(self, *error) -> None:
         for number, handler in self.previous.items():
