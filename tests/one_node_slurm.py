@@ -145,7 +145,8 @@ if __name__ == "__main__":
     if missing():
         print(f"skipped: {', '.join(missing())} not found, install slurm-wlm and munge")
         sys.exit()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with one_node_slurm(Path(sys.argv[1])):
-        print(f"SLURM runs until Ctrl-C: export SLURM_CONF={Path(sys.argv[1]).resolve()}/slurm.conf", flush=True)
+        print(f"SLURM runs until Ctrl-C; export SLURM_CONF={Path(sys.argv[1]).resolve()}/slurm.conf", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
