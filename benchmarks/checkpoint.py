@@ -17,28 +17,29 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import ddpg_continuous_action as ddpg  # noqa: E402
+from training.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
+from training.environments import make_env  # noqa: E402
 
 
 def main(folder: Path = ROOT / "runs", transitions: int = 1_000_000) -> None:
     """Fill a buffer with random numbers, so that nothing about it is easy to write, and save it five times."""
     args = ddpg.Args(buffer_size=transitions, cuda=False)
-    envs = ddpg.make_envs(args, "benchmark")
-    envs.reset(seed=1)
-    agent = ddpg.DDPG(envs.single_observation_space, envs.single_action_space, args, torch.device("cpu"))
-    rb = ddpg.ReplayBuffer(transitions, envs.single_observation_space, envs.single_action_space, "cpu")
+    env = make_env(args)
+    agent = ddpg.DDPG(env.observation_space, env.action_space, args, torch.device("cpu"))
+    rb = ddpg.ReplayBuffer(transitions, env.observation_space, env.action_space, "cpu")
     rng = np.random.default_rng(0)
     rb.transitions[:] = rng.random(rb.transitions.shape, np.float32)
     rb.full = True
-    noise = ddpg.VectorizedActionNoise(ddpg.NormalActionNoise(np.zeros(3), np.ones(3)), 1)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         seconds = []
         for step in range(1, 6):
             begin = time.perf_counter()
-            ddpg.save_checkpoint(Path(place), 2, {"global_step": step, "obs": torch.zeros(1, 11)}, agent, rb, envs, noise)
+            state = {"agent": agent.state_dict(), "replay_buffer": rb.state_dict()}
+            save_checkpoint(Path(place), step, state, keep=2)
             seconds.append(time.perf_counter() - begin)
-        size = sum(path.stat().st_size for path in Path(place, f"{5:012d}").iterdir())
+        size = max(path.stat().st_size for path in Path(place).iterdir())
         begin = time.perf_counter()
-        ddpg.read_checkpoint(Path(place))
+        rb.load_state_dict(load_checkpoint(Path(place))["replay_buffer"])
         load = time.perf_counter() - begin
     print(
         f"save: median {statistics.median(seconds):.2f} s, from {min(seconds):.2f} to {max(seconds):.2f} s, {size / 1e6:.0f} MB"

@@ -25,6 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fingerprint import fingerprint  # noqa: E402
 
+from training.checkpoints import list_checkpoints, step_of  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "kill_test.csv"
 FLAGS = (
     "--total-timesteps 1200 --learning-starts 300 --buffer-size 600 --batch-size 64 --hidden-sizes 64 64 --no-cuda "
@@ -92,9 +94,9 @@ def trial(task: str, expected: dict[str, str], after: int, delay: float) -> tupl
         time.sleep(delay)
         run.kill()
         run.communicate()
-        names = [path.name for path in (run_dir / "checkpoints").glob("*")]
-        finished = max((int(name) for name in names if name.isdigit()), default=0)
-        where = f"after checkpoint {finished}" + (", while writing one" if any(name.endswith(".tmp") for name in names) else "")
+        finished = max(map(step_of, list_checkpoints(run_dir / "checkpoints")), default=0)
+        writing = list((run_dir / "checkpoints").glob("*.tmp"))
+        where = f"after checkpoint {finished}" + (", while writing one" if writing else "")
         finish(start(cwd, "--resume", str(run_dir)))
         found = fingerprint(run_dir)
         return where, [part for part in expected if found[part] != expected[part]]

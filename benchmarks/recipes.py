@@ -27,6 +27,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import ddpg_continuous_action as ddpg  # noqa: E402
+from training.checkpoints import load_checkpoint  # noqa: E402
+from training.command_line import load_args, parse_args  # noqa: E402
+from training.errors import UsageError  # noqa: E402
 
 SCRIPT = ROOT / "ddpg_continuous_action.py"
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
@@ -109,10 +112,10 @@ def read_results() -> list[dict[str, str]]:
 
 def find_interrupted(task: str, seed: int) -> Path | None:
     """The folder of a run of this seed that has not come to its end, the latest."""
-    args = ddpg.parse_args(ddpg.Args, [*shlex.split(RECIPES[task].flags), "--seed", str(seed)], ddpg.Args())
+    args = parse_args(ddpg.Args, [*shlex.split(RECIPES[task].flags), "--seed", str(seed)], ddpg.Args())
     for path in sorted((ROOT / "runs").glob("*/args.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(ddpg.UsageError):  # a damaged one
-            if ddpg.load_args(path.parent) == args and not (path.parent / "evaluation.json").exists():
+        with contextlib.suppress(UsageError):  # a damaged one
+            if load_args(path.parent, ddpg.Args) == args and not (path.parent / "evaluation.json").exists():
                 return path.parent
     return None
 
@@ -145,7 +148,7 @@ def run_seed(task: str, seed: int, interrupted: Path | None, children: list[subp
         raise RuntimeError("".join(lines[-5:]))
     folder = ROOT / next(line.split("folder is ")[1].strip() for line in lines if "folder is " in line)
     result = json.loads((folder / "evaluation.json").read_text())
-    training = ddpg.read_checkpoint(folder / "checkpoints")["progress"]  # its clock goes on over interruptions
+    training = load_checkpoint(folder / "checkpoints")["run"]  # its clock goes on over interruptions
     with open(folder / "evaluations.csv", newline="") as file:
         evaluations = list(csv.DictReader(file))
     curve = CURVES / f"{task}-{seed}"

@@ -19,7 +19,7 @@ import tyro
 from stable_baselines3.common import buffers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import ddpg_continuous_action as ddpg
+from training import replay_buffer
 
 
 def main(cuda: bool = False, transitions: int = 1_000_000, batch_size: int = 256, repeats: int = 2000) -> None:
@@ -28,7 +28,7 @@ def main(cuda: bool = False, transitions: int = 1_000_000, batch_size: int = 256
     spaces = gym.spaces.Box(-1, 1, (11,), np.float32), gym.spaces.Box(-1, 1, (3,), np.float32)
     theirs, ours = (
         buffer(transitions, *spaces, device, handle_timeout_termination=False)
-        for buffer in (buffers.ReplayBuffer, ddpg.ReplayBuffer)
+        for buffer in (buffers.ReplayBuffer, replay_buffer.ReplayBuffer)
     )
     ours.transitions[:] = np.random.default_rng(0).random(ours.transitions.shape, np.float32)
     for name in ("observations", "actions", "next_observations", "dones", "rewards"):

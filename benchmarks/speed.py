@@ -3,6 +3,7 @@
     python benchmarks/speed.py                                                   # Hopper-v4, one environment
     python benchmarks/speed.py --num-envs 1 8 32 --env-id Humanoid-v4 --fill 0 1000000
     python benchmarks/speed.py --sides eager@2 eager@1                           # two threads against one
+    python benchmarks/speed.py --sides eager ../before:eager                     # against another checkout of the script
     python benchmarks/speed.py --profile                                         # microseconds by part of the loop
     python benchmarks/speed.py --readme                                          # write the README's table from the results
 
@@ -49,7 +50,8 @@ class Options:
     fill: tuple[int, ...] = (0,)
     """transitions in the script's replay buffer at the start, of 1,000,000"""
     sides: tuple[str, ...] = ("eager", "compile", "stable-baselines3")
-    """what is compared: stable-baselines3, and values of the script's --accelerate; behind an @, other threads"""
+    """what is compared: stable-baselines3, and values of the script's --accelerate; behind an @, other threads; before a
+    colon, the folder of another version of the script"""
     matmul_precision: str = "highest"
     """--matmul-precision of the script"""
     cuda: bool = False
@@ -97,6 +99,8 @@ def script(side: str, count, options: Options) -> None:
     """Train with the script until killed, in a buffer that holds `fill` transitions already."""
     import numpy as np
 
+    folder, _, mode = side.rpartition(":")
+    sys.path.insert(0, folder or str(ROOT))
     import ddpg_continuous_action as ddpg
 
     class CountingBuffer(ddpg.ReplayBuffer):
@@ -112,7 +116,7 @@ def script(side: str, count, options: Options) -> None:
             count(self.n_envs)
 
     ddpg.ReplayBuffer = CountingBuffer
-    ddpg.train(arguments(side, 10**9, options))
+    ddpg.train(arguments(mode, 10**9, options))
 
 
 def stable_baselines3(count, options: Options) -> None:
@@ -183,18 +187,21 @@ def steps_a_product(num_envs: int, options: Options) -> float:
 def profile(options: Options) -> None:
     """Print the microseconds that each part of the loop takes, per call and per step, inner parts indented."""
     import ddpg_continuous_action as ddpg
+    import training.environments
+    import training.evaluation
+    import training.run
 
     args = arguments(options.sides[0], PROFILED_STEPS, options)
     parts = {
         "act": (ddpg.DDPG, "act"),
-        "environments": (ddpg.gym.wrappers.vector.RecordEpisodeStatistics, "step"),
+        "environments": (training.environments.TrainingEnvs, "step"),
         "check of finiteness": (ddpg, "check_finite"),
         "store": (ddpg.ReplayBuffer, "add"),
         "sample": (ddpg.ReplayBuffer, "sample"),
         "update": (ddpg.DDPG, "update"),
         "  critic's loss": (ddpg.DDPG, "critic_loss"),
         "  actor's loss": (ddpg.DDPG, "actor_loss"),
-        "  gradients and Adam": (ddpg.DDPG, "descend"),
+        "  gradients and Adam": (ddpg, "descend"),
         "  Polyak": (ddpg.DDPG, "update_targets"),
     }
     if args.accelerate != "eager":  # what is inside one compiled function has no time of its own
@@ -211,14 +218,16 @@ def profile(options: Options) -> None:
 
         return call
 
-    def accelerate(agent, *rest) -> None:  # a fast update stands in the instance, and is timed there
-        build(agent, *rest)
+    def accelerate(agent, *rest):  # a fast update is an attribute of the stand-in, and is timed there
+        agent = build(agent, *rest)
         agent.update = timed("update", agent.update)
+        return agent
 
     for name, (owner, attribute) in parts.items():
         if name != "update":
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
-    build, ddpg.accelerate, ddpg.FINAL_EVALUATION_EPISODES = ddpg.accelerate, accelerate, 1
+    build, training.run.accelerate = training.run.accelerate, accelerate
+    training.evaluation.FINAL_EVALUATION_EPISODES = 1
     begin = time.perf_counter()
     ddpg.train(args)
     whole = 1e6 * (time.perf_counter() - begin) / PROFILED_STEPS
@@ -234,7 +243,8 @@ def profile(options: Options) -> None:
 def split(side: str, options: Options) -> tuple[str, str]:
     """What a side runs, and its threads."""
     name, _, threads = side.partition("@")
-    return name, threads or str(options.threads)
+    folder, colon, mode = name.rpartition(":")
+    return (f"{Path(folder).resolve()}:" if colon else "") + mode, threads or str(options.threads)
 
 
 class Side:
@@ -244,7 +254,8 @@ class Side:
         import numpy as np
 
         self.name, (accelerate, threads) = side, split(side, options)
-        counter, self.log = folder / f"{side}.counter", folder / f"{side}.log"
+        stem = side.replace("/", "-")
+        counter, self.log = folder / f"{stem}.counter", folder / f"{stem}.log"
         self.count = np.memmap(counter, np.int64, "w+", shape=(1,))
         flags = f"--env-id {options.env_id} --num-envs {num_envs} --threads {threads} --fill {fill} --side {accelerate}"
         flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda --counter {counter}"
@@ -293,7 +304,9 @@ def machine(options: Options) -> str:
 
 def compare(num_envs: int, fill: int, options: Options) -> None:
     """Measure all sides in alternation, print the table and append it to the results."""
-    import ddpg_continuous_action as ddpg
+    import gymnasium as gym
+
+    from training.setup import versions
 
     rates = defaultdict(list)
     names = options.sides if options.cuda else (*options.sides, "limit")
@@ -312,7 +325,7 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
                 side.process.kill()
                 side.process.wait()
     rates["limit"] = [rate * steps_a_product(num_envs, options) for rate in rates["limit"]]
-    env = ddpg.gym.make(options.env_id)
+    env = gym.make(options.env_id)
     transition = 4 * (2 * env.observation_space.shape[0] + env.action_space.shape[0] + 2)
     print(f"\n{options.env_id}, environments: {num_envs}, transitions in the buffer: {fill}, threads: {options.threads}")
     print("| | steps a second | ratio to the last side | share of the matrix-product limit | MB without the buffer |")
@@ -341,7 +354,7 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
             "ratio_max": round(max(ratios), 2),
             "matrix_limit_share": round(statistics.median(shares), 2) if shares else "",
             "megabytes": round((memory[side] - transition * min(10**6, fill + counts[side])) / 1e6) if own else "",
-            "versions": " ".join(f"{name}={version}" for name, version in ddpg.versions().items()),
+            "versions": " ".join(f"{name}={version}" for name, version in versions().items()),
         }
         cells = "{rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | {matrix_limit_share} | {megabytes}"
         print(f"| {side} | {cells.format(**row)} |")

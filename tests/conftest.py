@@ -54,7 +54,8 @@ def run(monkeypatch, tmp_path):
         toys.RECEIVED.clear()
         with monkeypatch.context() as patch:
             patch.setattr(ddpg, "ReplayBuffer", keep("rb", ddpg.ReplayBuffer))
-            parts.run_dir = ddpg.train(args, keep("agent", agent_class))
+            patch.setattr(ddpg, "DDPG", keep("agent", agent_class))
+            parts.run_dir = ddpg.train(args)
         parts.scalars = scalars(parts.run_dir)
         return parts
 

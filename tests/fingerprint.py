@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import ddpg_continuous_action as ddpg
+from training import checkpoints
 
 
 def sha(value) -> str:
@@ -35,8 +35,8 @@ def sha(value) -> str:
 
 def fingerprint(run_dir: Path) -> dict[str, str]:
     """SHA-256 of the parts of a finished run: weights, optimisers, replay, environments, scalars, evaluations, results."""
-    state = ddpg.read_checkpoint(run_dir / "checkpoints")
-    progress = {name: value for name, value in state["progress"].items() if name not in ("elapsed", "settings")}
+    state = checkpoints.load_checkpoint(run_dir / "checkpoints")
+    run = {name: value for name, value in state["run"].items() if name not in ("elapsed", "settings")}
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     scalars = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
@@ -46,10 +46,10 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
     parts = {
         "weights": state["agent"]["networks"],
         "optimizers": state["agent"]["optimizers"],
-        "replay": [state["transitions"], state["replay"]],
-        "random": [state[name] for name in ("python_random", "numpy_random", "torch_random", "action_space", "noise")],
-        "environments": [state[name] for name in ("episodes", "episode_returns", "episode_lengths")],
-        "progress": progress,
+        "replay": state["replay_buffer"],
+        "random": [state["generators"], state["noise"]],
+        "environments": state["environments"],
+        "run": run,
         "scalars": scalars,
         "evaluations": (run_dir / "evaluations.csv").read_text(),
         "result": json.loads((run_dir / "evaluation.json").read_text())["returns"],

@@ -12,14 +12,17 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import ddpg_continuous_action as ddpg  # noqa: E402
+from training import checkpoints, evaluation, run  # noqa: E402
 
 MOMENTS = {
     "step": (ddpg.ReplayBuffer, "add"),
     "update": (ddpg.DDPG, "update"),
-    "write": (ddpg, "write_array"),
-    "fsync": (ddpg.os, "fsync"),
-    "rename": (ddpg.Path, "rename"),
-    "evaluate": (ddpg, "evaluate"),
+    "write": (checkpoints, "write_file"),
+    "fsync": (os, "fsync"),
+    "rename": (Path, "rename"),
+    "evaluate": (run, "evaluate"),
+    "final": (evaluation, "load_model"),
+    "episode": (ddpg.DDPG, "value"),
 }
 
 

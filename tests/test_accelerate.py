@@ -6,6 +6,9 @@ there is a CUDA device, for what they are.
 
 import contextlib
 import copy
+import dataclasses
+import json
+import shutil
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -13,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import quick_args
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from test_train import digest
 
 import ddpg_continuous_action as ddpg
+from training import acceleration, setup
 
 OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -29,13 +34,18 @@ def filled_buffer(device: torch.device, size: int = 200) -> ddpg.ReplayBuffer:
     return rb
 
 
+def accelerated(agent, mode: str, rb: ddpg.ReplayBuffer, num_envs: int = 1):
+    """What a run would go on with."""
+    return acceleration.accelerate(agent, mode, (np.zeros((num_envs, 5), np.float32),), (rb.example_batch(16),))
+
+
 def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
     """An agent after some updates and what these returned; the same seeds for all."""
     torch.manual_seed(0), np.random.seed(0)
     args = quick_args(accelerate=accelerate, cuda=device == "cuda", **changes)
     agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device))
-    ddpg.accelerate(agent, args, rb.blank(16))
-    losses = [agent.update(rb.sample(16), update_actor=update % 3 == 2) for update in range(updates)]
+    agent = accelerated(agent, args.accelerate, rb)
+    losses = [agent.update(rb.sample(16), update_policy=update % 3 == 2) for update in range(updates)]
     return agent, losses, rb
 
 
@@ -81,7 +91,7 @@ def stand_in(monkeypatch):
         return replay, result
 
     replays, records = [], []
-    monkeypatch.setattr(ddpg, "capture", capture)
+    monkeypatch.setattr(acceleration, "capture", capture)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
@@ -93,7 +103,7 @@ def stand_in(monkeypatch):
 def same_algorithm(accelerate: str, tolerance: dict, device: str = "cpu", **changes) -> None:
     eager, eager_losses, _ = trained("eager", device, **changes)
     fast, losses, _ = trained(accelerate, device, **changes)
-    assert "update" in vars(fast)  # it is not the fallback
+    assert "update" in vars(fast)  # it is a stand-in, not the fallback
     assert_same(eager.state_dict(), fast.state_dict(), **tolerance)
     for one, other in zip(eager_losses, losses, strict=True):
         assert_same(one, other, **tolerance)
@@ -108,8 +118,8 @@ def trains_nothing(accelerate: str, device: str = "cpu") -> None:
         agent, _, rb = trained("eager", device, updates)
         before = copy.deepcopy(agent.state_dict())
         random = torch.get_rng_state(), np.random.get_state()[1].copy()
-        ddpg.accelerate(agent, quick_args(accelerate=accelerate), rb.blank(16))
-        assert "update" in vars(agent)
+        stand_in = accelerated(agent, accelerate, rb)
+        assert stand_in is not agent and "update" not in vars(agent)
         assert_same(before["networks"], agent.state_dict()["networks"])
         if updates:
             assert_same(before, agent.state_dict())
@@ -124,10 +134,10 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     agent, _, _ = trained(accelerate, device, 3)
     agent.load_state_dict(copy.deepcopy(other.state_dict()))
     assert_same(other.state_dict(), agent.state_dict())
-    for update_actor in (False, True, False):
+    for update_policy in (False, True, False):
         batch = rb.sample(16)
-        batch = ddpg.ReplayBufferSamples(*torch.cat(batch[:5], dim=1).split(rb.widths, dim=1))  # in another place
-        other.update(batch, update_actor), agent.update(batch, update_actor)
+        batch = ReplayBufferSamples(*torch.cat(batch[:5], dim=1).split(rb.widths, dim=1))  # in another place
+        other.update(batch, update_policy), agent.update(batch, update_policy=update_policy)
     assert_same(other.state_dict(), agent.state_dict(), rtol=1e-4, atol=1e-6)
 
 
@@ -159,7 +169,7 @@ def test_compiled_runs_are_the_same_twice(run, capsys):
 @pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}])
 def test_captured_is_the_same_algorithm_bit_for_bit(stand_in, changes):
     same_algorithm("cudagraph", {}, **changes)
-    assert len(stand_in.replays) == 1 + 12 + 3  # the first in building
+    assert len(stand_in.replays) == 2 + 12 + 3  # the first two in building: training's and evaluation's
     assert len(stand_in.records) == 1 + 4  # `act` waits for each of the actor's updates
 
 
@@ -170,7 +180,7 @@ def test_capturing_trains_nothing(stand_in):
 def test_acting_is_built_at_the_start_for_training_and_for_evaluation(stand_in):
     """Where what cannot be built still falls back, and not in the middle of a run."""
     agent, _, rb = trained("eager", updates=0)
-    ddpg.accelerate(agent, quick_args(accelerate="cudagraph", num_envs=3), rb.blank(16))
+    accelerated(agent, "cudagraph", rb, num_envs=3)
     built = len(stand_in.replays)
     assert built == len(set(stand_in.replays)) == 2
 
@@ -214,11 +224,11 @@ def test_a_failed_build_trains_nothing_either(monkeypatch, capsys):
     before, random = copy.deepcopy(agent.state_dict()), torch.get_rng_state()
 
     def fails(agent, batch):
-        agent.update(batch, True), torch.rand(1)
+        agent.update(batch, update_policy=True), torch.rand(1)
         raise RuntimeError("half way")
 
-    monkeypatch.setattr(ddpg, "compile_agent", fails)
-    ddpg.accelerate(agent, quick_args(accelerate="compile"), rb.blank(16))
+    monkeypatch.setattr(acceleration, "compile_agent", fails)
+    assert accelerated(agent, "compile", rb) is agent
     assert "(half way)" in capsys.readouterr().out
     assert_same(before, agent.state_dict())
     assert torch.equal(random, torch.get_rng_state())
@@ -228,13 +238,48 @@ def test_threads_and_precision(monkeypatch):
     """Two threads at most if none are asked for, whatever the machine has."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
-        ddpg.set_up_torch(quick_args(num_threads=3, matmul_precision="high"))
+        setup.set_up_torch(quick_args(num_threads=3, matmul_precision="high"))
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (3, "high")
-        ddpg.set_up_torch(quick_args())
+        setup.set_up_torch(quick_args())
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "highest")
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)
+
+
+LONG = {"total_timesteps": 1_000_000, "learning_starts": 25_000}
+
+
+@pytest.mark.parametrize(
+    ("changes", "began_with", "compiler", "mode", "words"),
+    [
+        (LONG, None, "g++", "compile", "975,000 updates gain more than the building costs"),
+        (LONG, None, None, "eager", "no C++ compiler"),
+        (LONG, "eager", "g++", "eager", ""),  # a resumed run keeps its mode
+        (LONG | {"accelerate": "eager"}, "compile", "g++", "eager", ""),  # unless it is told otherwise
+        ({"total_timesteps": 30_000}, None, "g++", "eager", ""),
+        ({"total_timesteps": 30_000}, "compile", "g++", "compile", ""),
+        (LONG | {"num_envs": 32}, None, "g++", "eager", ""),  # 30,468 updates
+        (LONG | {"num_envs": 32, "gradient_steps": 8}, None, "g++", "compile", "243,744 updates"),
+        (LONG | {"train_frequency": 50, "gradient_steps": -1}, None, "g++", "compile", "975,000 updates"),
+    ],
+)
+def test_auto_compiles_what_is_worth_it(monkeypatch, capsys, changes, began_with, compiler, mode, words):
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    args = quick_args(**({"accelerate": "auto"} | changes))
+    assert acceleration.choose_mode(args, torch.device("cpu"), 0, began_with) == mode
+    assert words in capsys.readouterr().out
+
+
+def test_args_json_says_how_the_run_was_accelerated(run, monkeypatch):
+    """Also where `auto` chose, and where what was chosen could not be built."""
+    monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 100)
+    chosen = run(quick_args(accelerate="auto"))
+    monkeypatch.setattr(torch._inductor, "compile", lambda *_, **__: 1 / 0)
+    failed = run(quick_args(accelerate="auto"))
+    settings = [json.loads((parts.run_dir / "args.json").read_text()) for parts in (chosen, failed)]
+    assert [saved["accelerate"] for saved in settings] == ["compile", "eager"]
+    assert [saved["args"]["accelerate"] for saved in settings] == ["auto", "auto"]
 
 
 # With a CUDA device
@@ -278,5 +323,5 @@ def test_a_resumed_run_on_cuda_graphs_is_the_uninterrupted_one(run):
     args = quick_args(cuda=True, checkpoint_frequency=150)
     whole = run(args)
     cut = run(quick_args(cuda=True, checkpoint_frequency=150, total_timesteps=200))
-    resumed = run(ddpg.dataclasses.replace(args, resume=cut.run_dir))
+    resumed = run(dataclasses.replace(args, resume=cut.run_dir))
     assert_same(whole.agent.state_dict(), resumed.agent.state_dict())

@@ -1,11 +1,14 @@
 """The command line: each mistake is one line on stderr that names the flag and the value, status 2, nothing created."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import typing
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from conftest import ROOT, quick_args
 
 import ddpg_continuous_action as ddpg
+from training import command_line, environments, errors, replay_buffer
 
 
 def script(*arguments: str, cwd: Path, path: str = "", **environment: str) -> subprocess.CompletedProcess:
@@ -57,7 +61,6 @@ BAD = {
     "negative noise": ("--exploration-noise -0.1", "0 or more"),
     "negative learning rate": ("--learning-rate -0.001", "above 0"),
     "infinite learning rate": ("--learning-rate inf", "finite"),
-    "nothing to learn from": ("--learning-starts 1000000", "--total-timesteps 1000000"),
     "buffer below batch": ("--buffer-size 100", "--batch-size 256"),
     "buffer above memory": ("--buffer-size 1000000000000", "GB"),
     "negative seed": ("--seed -1", "4294967295"),
@@ -82,16 +85,52 @@ BAD = {
     "no run": ("--evaluate runs/none", "folder of a run"),
 } | {
     f"NaN {name}": (f"--{name.replace('_', '-')} nan", "must be")
-    for name in (field.name for field in dataclasses.fields(ddpg.Args) if field.type in (float, float | None))
+    for name, hint in typing.get_type_hints(ddpg.Args).items()
+    if hint in (float, float | None)
 }
 
 
+def main_in_this_process(*arguments: str) -> subprocess.CompletedProcess:
+    """What `script` does, without the seconds that a new process takes to import torch."""
+    output, errors = io.TextIOWrapper(io.BytesIO(), write_through=True), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(sys, "argv", ["ddpg_continuous_action.py", *arguments])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards, as the others
+        patch.setattr(sys, "stdout", output)
+        patch.setattr(sys, "stderr", errors)
+        try:
+            ddpg.main()
+            status = 0
+        except SystemExit as exit:
+            status = exit.code
+    return subprocess.CompletedProcess(arguments, status, output.buffer.getvalue().decode(), errors.getvalue())
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_argument_is_refused(name, tmp_path):
+def test_a_bad_argument_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     arguments, *words = BAD[name]
-    done = script(*arguments.split(), cwd=tmp_path)
+    done = main_in_this_process(*arguments.split())
     refused(done, *arguments.replace(":1", ": 1").split(" --")[0].split(maxsplit=1), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unknown environment", "unknown flag", "tau 0"])
+def test_a_bad_argument_is_refused_by_the_script_itself(name, tmp_path):
+    arguments, *words = BAD[name]
+    refused(script(*arguments.split(), cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_never_learns_is_a_warning(tmp_path, monkeypatch):
+    """CleanRL's script runs with --learning-starts at or above --total-timesteps, and so does this one."""
+    monkeypatch.chdir(tmp_path)
+    for total in (100, 60):
+        done = main_in_this_process(*f"--env-id toys:Counter-v0 --total-timesteps {total} --learning-starts 100".split())
+        assert done.returncode == 0
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
+        assert "--learning-starts 100" in line and f"--total-timesteps {total}" in line
 
 
 def test_every_float_is_checked_for_nan():
@@ -136,27 +175,27 @@ def test_buffer_memory_is_checked_against_the_container(tmp_path):
         (folder / "memory.max").write_text(limit)
         (folder / "memory.current").write_text(str(used))
     membership.write_text("0::/a/b\n")
-    assert ddpg.available_memory(v2, membership) == 3000
+    assert replay_buffer.available_memory(v2, membership) == 3000
     v1 = tmp_path / "v1" / "memory" / "job"
     v1.mkdir(parents=True)
     (v1 / "memory.limit_in_bytes").write_text("2000")
     (v1 / "memory.usage_in_bytes").write_text("500")
     membership.write_text("3:cpu:/other\n2:memory:/job\n")
-    assert ddpg.available_memory(tmp_path / "v1", membership) == 1500
+    assert replay_buffer.available_memory(tmp_path / "v1", membership) == 1500
     membership.write_text("0::/\n")
-    assert ddpg.available_memory(tmp_path / "none", membership) > 10_000
+    assert replay_buffer.available_memory(tmp_path / "none", membership) > 10_000
 
 
 def test_the_estimate_is_the_size_of_the_buffer(monkeypatch):
     """With one byte less than the buffer takes, it is refused; with as many, it is not."""
     args = quick_args(env_id="Pendulum-v1", buffer_size=12_345)
-    env = ddpg.make_env(args)
+    env = environments.make_env(args)
     rb = ddpg.ReplayBuffer(12_345, env.observation_space, env.action_space, "cpu", handle_timeout_termination=False)
-    monkeypatch.setattr(ddpg, "available_memory", lambda: rb.transitions.nbytes)
-    ddpg.check_environment(args)
-    monkeypatch.setattr(ddpg, "available_memory", lambda: rb.transitions.nbytes - 1)
-    with pytest.raises(ddpg.UsageError, match="--buffer-size 12345"):
-        ddpg.check_environment(args)
+    monkeypatch.setattr(environments, "available_memory", lambda: rb.transitions.nbytes)
+    environments.check(args)
+    monkeypatch.setattr(environments, "available_memory", lambda: rb.transitions.nbytes - 1)
+    with pytest.raises(errors.UsageError, match="--buffer-size 12345"):
+        environments.check(args)
 
 
 def test_help_is_grouped_and_names_every_flag(tmp_path):
@@ -188,7 +227,7 @@ def test_the_defaults_are_cleanrls():
 
 
 def test_underscores_and_negations_work_as_in_cleanrl():
-    parsed = ddpg.parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
+    parsed = command_line.parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
     assert parsed == ddpg.Args(env_id="Ant-v5", cuda=False, learning_rate=1e-3)
 
 

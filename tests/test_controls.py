@@ -10,6 +10,8 @@ from test_ddpg import ACTIONS, OBS, batch_of
 from test_replay import Idle, stored
 
 import ddpg_continuous_action as ddpg
+import training.run
+from training import command_line, environments, evaluation
 
 
 def agent_with(**changes) -> ddpg.DDPG:
@@ -48,8 +50,9 @@ def test_ou_noise_is_a_process_of_each_environment_that_starts_anew_with_each_ep
 def test_noise_decays_linearly_and_then_stays(run):
     args = ddpg.Args(exploration_noise=0.5, exploration_noise_end=0.1, exploration_fraction=0.5, total_timesteps=1000)
     steps = (0, 125, 250, 500, 750, 1000)
-    assert [ddpg.exploration_noise(args, step) for step in steps] == pytest.approx([0.5, 0.4, 0.3, 0.1, 0.1, 0.1])
-    assert ddpg.exploration_noise(ddpg.Args(exploration_noise=0.3), 10**6) == 0.3
+    noise, constant = ddpg.ExplorationNoise(ACTIONS, args), ddpg.ExplorationNoise(ACTIONS, ddpg.Args(exploration_noise=0.3))
+    assert [noise.scale(step) for step in steps] == pytest.approx([0.5, 0.4, 0.3, 0.1, 0.1, 0.1])
+    assert constant.scale(10**6) == 0.3
 
     args = quick_args(
         env_id="Bounds-v0",
@@ -74,7 +77,7 @@ def test_learning_rates_and_weight_decay():
     plain, decayed = agent_with(), agent_with(weight_decay=0.5)
     before = plain.critic.q_value.weight.detach().clone()
     for agent in (plain, decayed):
-        agent.update(batch_of(8), update_actor=False)
+        agent.update(batch_of(8), update_policy=False)
     shrunk = plain.critic.q_value.weight - 3e-4 * 0.5 * before  # decoupled: subtracted beside Adam's own step
     torch.testing.assert_close(decayed.critic.q_value.weight, shrunk)
 
@@ -112,7 +115,7 @@ def equal(first, second) -> bool:
 def test_batch_normalization_acts_with_running_statistics():
     agent = agent_with(normalization="batch")
     for number in range(4):
-        agent.update(batch_of(32, seed=number), update_actor=number % 2 == 1)
+        agent.update(batch_of(32, seed=number), update_policy=number % 2 == 1)
     obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     before = state(agent.actor)
     rows = np.concatenate([agent.act(row[None]) for row in obs])
@@ -126,7 +129,7 @@ def test_batch_normalization_learns_with_the_batchs_own_statistics():
     batch = batch_of(32)
     seen = []
     agent.critic.hidden[1].register_forward_hook(lambda module, inputs, output: seen.append((module.training, output)))
-    agent.update(batch, update_actor=True)
+    agent.update(batch, update_policy=True)
     (critic_training, critic_output), (actor_training, _) = seen
     assert critic_training and not actor_training
     torch.testing.assert_close(critic_output.mean(dim=0), torch.zeros(256), atol=1e-5, rtol=0)
@@ -136,13 +139,13 @@ def test_batch_normalization_learns_with_the_batchs_own_statistics():
 def test_batch_normalization_carries_its_statistics_to_the_targets_and_leaves_other_networks_alone():
     agent = agent_with(normalization="batch")
     initial = {name: state(network) for name, network in agent.networks.items()}
-    agent.update(batch_of(32), update_actor=False)
+    agent.update(batch_of(32), update_policy=False)
     assert not equal(list(agent.critic.buffers()), list(agent.target_critic.buffers()))
     assert all(equal(state(agent.networks[name]), initial[name]) for name in ("actor", "target_actor", "target_critic"))
     alone = agent_with(normalization="batch")
-    alone.update(batch_of(32), update_actor=False)
-    alone.update(batch_of(32, seed=1), update_actor=False)
-    agent.update(batch_of(32, seed=1), update_actor=True)
+    alone.update(batch_of(32), update_policy=False)
+    alone.update(batch_of(32, seed=1), update_policy=False)
+    agent.update(batch_of(32, seed=1), update_policy=True)
     assert equal(state(agent.critic), state(alone.critic))  # the actor's update moved no statistics of the critic
     for online, target in ((agent.actor, agent.target_actor), (agent.critic, agent.target_critic)):
         assert equal(list(online.buffers()), list(target.buffers()))
@@ -175,8 +178,8 @@ def test_training_points(run, num_envs, train_frequency, gradient_steps, points,
             calls.append("act")
             return super().act(obs)
 
-        def update(self, batch, update_actor):
-            calls.append(update_actor)
+        def update(self, batch, update_policy):
+            calls.append(update_policy)
             return {}
 
     args = quick_args(num_envs=num_envs, train_frequency=train_frequency, gradient_steps=gradient_steps, policy_frequency=3)
@@ -198,10 +201,10 @@ def test_reward_scale_is_seen_by_the_learner_alone(run):
 def test_q_bias_is_in_units_of_the_rewards():
     """A critic that expects 3 scaled by 0.5, where 0 follows."""
     args = quick_args(env_id="Identity-v0", reward_scale=0.5)
-    env = ddpg.make_env(args)
+    env = environments.make_env(args)
     agent = ddpg.DDPG(env.observation_space, env.action_space, args, torch.device("cpu"))
     agent.actor, agent.critic = lambda obs: obs, lambda obs, actions: torch.full((len(obs),), 1.5)
-    assert ddpg.evaluate(agent, args, 2, seed=0).q_bias == pytest.approx(3)
+    assert evaluation.evaluate(agent, args, 2, seed=0).q_bias == pytest.approx(3)
 
 
 def test_environment_arguments_and_time_limit(run):
@@ -210,7 +213,7 @@ def test_environment_arguments_and_time_limit(run):
     assert {length for _, length in lengths} == {3}
     lengths = run(quick_args(env_id="Counter-v0", max_episode_steps=2), Idle).scalars["charts/episodic_length"]
     assert {length for _, length in lengths} == {2}
-    parsed = ddpg.parse_args(ddpg.Args, ["--env-kwargs", '{"reset_noise_scale": 0.2}'], ddpg.Args())
+    parsed = command_line.parse_args(ddpg.Args, ["--env-kwargs", '{"reset_noise_scale": 0.2}'], ddpg.Args())
     assert parsed.env_kwargs == {"reset_noise_scale": 0.2}
     env = gym.make("InvertedPendulum-v5", **parsed.env_kwargs)
     assert env.unwrapped._reset_noise_scale == 0.2
@@ -218,14 +221,11 @@ def test_environment_arguments_and_time_limit(run):
 
 def test_target_return_ends_training_at_the_evaluation_that_reaches_it(run, monkeypatch):
     means = iter([1.0, 5.0, 9.0])
-    evaluate = ddpg.evaluate
 
-    def evaluations(agent, args, episodes, seed, *video):
-        if episodes == ddpg.FINAL_EVALUATION_EPISODES:
-            return evaluate(agent, args, episodes, seed, *video)
-        return ddpg.Evaluation(np.array([next(means)]), np.array([1]), 0.0)
+    def evaluations(*_, **__):
+        return evaluation.Evaluation(np.array([next(means)]), np.array([1]), 0.0)
 
-    monkeypatch.setattr(ddpg, "evaluate", evaluations)
+    monkeypatch.setattr(training.run, "evaluate", evaluations)
     parts = run(quick_args(eval_frequency=100, target_return=5.0))
     assert [step for step, _ in parts.scalars["eval/episodic_return"]] == [100, 200]
     assert parts.rb.pos == 200

@@ -95,12 +95,12 @@ class NumpyDDPG:
             v += 0.001 * (gradient**2 - v)
             weight -= self.learning_rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
 
-    def update(self, batch, update_actor):
+    def update(self, batch, update_policy):
         obs, actions, next_obs, dones, rewards = (tensor.numpy() for tensor in batch[:5])
         q_loss, q_est, gradients = self.critic_loss(obs, actions, next_obs, dones, rewards)
         self.adam("critic", gradients)
         losses = {"q_loss": q_loss, "q_est": q_est}
-        if update_actor:
+        if update_policy:
             losses["actor_loss"], gradients = self.actor_loss(obs)
             self.adam("actor", gradients)
             for name in ("actor", "critic"):
@@ -132,8 +132,8 @@ def test_five_updates_match_numpy(agent):
     by_hand = NumpyDDPG(agent)
     for number in range(1, 6):
         batch = batch_of(32, seed=number, dtype=torch.float64)
-        losses = agent.update(batch, update_actor=number % 2 == 0)
-        expected = by_hand.update(batch, update_actor=number % 2 == 0)
+        losses = agent.update(batch, update_policy=number % 2 == 0)
+        expected = by_hand.update(batch, update_policy=number % 2 == 0)
         assert losses.keys() == expected.keys()
         for name, value in expected.items():
             assert losses[name].item() == pytest.approx(value, rel=1e-9), (number, name)
@@ -156,7 +156,7 @@ def test_targets_start_equal_and_receive_no_gradient(agent):
     for online, target in ((agent.actor, agent.target_actor), (agent.critic, agent.target_critic)):
         for a, b in zip(online.state_dict().values(), target.state_dict().values(), strict=True):
             assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
-    agent.update(batch_of(8), update_actor=True)
+    agent.update(batch_of(8), update_policy=True)
     assert all(
         p.grad is None and not p.requires_grad for t in (agent.target_actor, agent.target_critic) for p in t.parameters()
     )
@@ -170,8 +170,8 @@ def test_an_actor_update_leaves_the_critic_alone(agent):
     computed = []
     for parameter in agent.critic.parameters():
         parameter.register_hook(lambda gradient: computed.append(gradient.shape))
-    alone.update(batch_of(8), update_actor=False)
-    agent.update(batch_of(8), update_actor=True)
+    alone.update(batch_of(8), update_policy=False)
+    agent.update(batch_of(8), update_policy=True)
     assert len(computed) == len(list(agent.critic.parameters()))  # once each, by the critic's own loss
     for a, b in zip(agent.critic.parameters(), alone.critic.parameters(), strict=True):
         assert torch.equal(a, b) and torch.equal(a.grad, b.grad)
@@ -179,10 +179,10 @@ def test_an_actor_update_leaves_the_critic_alone(agent):
 
 def test_targets_follow_polyak_averaging(agent):
     before = {name: [p.clone() for p in network.parameters()] for name, network in agent.networks.items()}
-    agent.update(batch_of(8), update_actor=False)
+    agent.update(batch_of(8), update_policy=False)
     assert all(torch.equal(a, b) for a, b in zip(agent.target_critic.parameters(), before["target_critic"], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(agent.actor.parameters(), before["actor"], strict=True))
-    agent.update(batch_of(8), update_actor=True)
+    agent.update(batch_of(8), update_policy=True)
     for name in ("actor", "critic"):
         online = list(agent.networks[name].parameters())
         assert not all(torch.equal(a, b) for a, b in zip(online, before[name], strict=True))
@@ -191,8 +191,8 @@ def test_targets_follow_polyak_averaging(agent):
 
 
 def test_update_returns_detached_tensors_and_actor_loss_only_when_it_was_computed(agent):
-    assert agent.update(batch_of(8), update_actor=False).keys() == {"q_loss", "q_est"}
-    losses = agent.update(batch_of(8), update_actor=True)
+    assert agent.update(batch_of(8), update_policy=False).keys() == {"q_loss", "q_est"}
+    losses = agent.update(batch_of(8), update_policy=True)
     assert losses.keys() == {"q_loss", "q_est", "actor_loss"}
     assert all(value.shape == () and not value.requires_grad for value in losses.values())
 
@@ -212,7 +212,7 @@ def test_the_update_path_raises_no_warning():
             "import torch, test_ddpg",
             "agent = test_ddpg.ddpg.DDPG(test_ddpg.OBS, test_ddpg.ACTIONS, test_ddpg.ddpg.Args(), torch.device('cpu'))",
             "import warnings; warnings.simplefilter('error')",
-            "for number in range(4): agent.update(test_ddpg.batch_of(8), update_actor=number % 2 == 0)",
+            "for number in range(4): agent.update(test_ddpg.batch_of(8), update_policy=number % 2 == 0)",
             "print(warnings.filters[0][0])",
         ]
     )
@@ -223,7 +223,7 @@ def test_the_update_path_raises_no_warning():
 def test_a_loaded_state_brings_moments_but_no_settings(agent):
     """The learning rate, and whether graphs can be captured, are the arguments' and the device's."""
     other = ddpg.DDPG(OBS, ACTIONS, dataclasses.replace(agent.args, learning_rate=0.1, weight_decay=0.5), torch.device("cpu"))
-    other.update(batch_of(8), update_actor=True)
+    other.update(batch_of(8), update_policy=True)
     agent.load_state_dict(other.state_dict())
     for name, optimizer in agent.optimizers.items():
         (group,) = optimizer.param_groups

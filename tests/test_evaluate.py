@@ -8,10 +8,11 @@ import torch
 from conftest import quick_args
 
 import ddpg_continuous_action as ddpg
+from training import command_line, environments, errors, evaluation
 
 
 def agent_for(args: ddpg.Args, value=None) -> ddpg.DDPG:
-    env = ddpg.make_env(args)
+    env = environments.make_env(args)
     agent = ddpg.DDPG(env.observation_space, env.action_space, args, torch.device("cpu"))
     if value is not None:
         agent.critic = lambda obs, actions: torch.full((len(obs),), float(value))
@@ -21,10 +22,10 @@ def agent_for(args: ddpg.Args, value=None) -> ddpg.DDPG:
 def test_returns_lengths_and_seeds():
     args = quick_args()
     agent = agent_for(args)
-    first, again = ddpg.evaluate(agent, args, 5, seed=3), ddpg.evaluate(agent, args, 5, seed=3)
+    first, again = evaluation.evaluate(agent, args, 5, seed=3), evaluation.evaluate(agent, args, 5, seed=3)
     np.testing.assert_array_equal(first.returns, again.returns)
     assert first.returns.shape == first.lengths.shape == (5,) and (first.lengths >= 7).all()
-    shifted = ddpg.evaluate(agent, args, 4, seed=4)  # episode i starts from seed + i
+    shifted = evaluation.evaluate(agent, args, 4, seed=4)  # episode i starts from seed + i
     np.testing.assert_array_equal(first.returns[1:], shifted.returns)
     assert len(np.unique(first.returns)) == 5
 
@@ -32,9 +33,9 @@ def test_returns_lengths_and_seeds():
 def test_evaluation_is_greedy():
     """The noise flag changes nothing, and neither does the state of NumPy's generator."""
     agent = agent_for(quick_args())
-    reference = ddpg.evaluate(agent, quick_args(), 3, seed=0)
+    reference = evaluation.evaluate(agent, quick_args(), 3, seed=0)
     np.random.seed(99)
-    noisy = ddpg.evaluate(agent, quick_args(exploration_noise=5.0), 3, seed=0)
+    noisy = evaluation.evaluate(agent, quick_args(exploration_noise=5.0), 3, seed=0)
     np.testing.assert_array_equal(reference.returns, noisy.returns)
 
 
@@ -42,7 +43,7 @@ def test_evaluation_leaves_the_training_streams_alone():
     agent = agent_for(quick_args())
     np.random.seed(1), torch.manual_seed(1)
     before = np.random.get_state()[1].copy(), torch.get_rng_state()
-    ddpg.evaluate(agent, quick_args(), 2, seed=0)
+    evaluation.evaluate(agent, quick_args(), 2, seed=0)
     assert np.array_equal(before[0], np.random.get_state()[1]) and torch.equal(before[1], torch.get_rng_state())
 
 
@@ -52,29 +53,29 @@ def test_q_bias_of_terminated_episodes(value):
     args = quick_args(env_id="Identity-v0")
     agent = agent_for(args, value)
     agent.actor = lambda obs: obs  # the best action: reward 0
-    assert ddpg.evaluate(agent, args, 4, seed=0).q_bias == pytest.approx(value)
+    assert evaluation.evaluate(agent, args, 4, seed=0).q_bias == pytest.approx(value)
 
 
 def test_q_bias_completes_a_truncated_episode_with_the_critics_value():
     """Reward 1 for 5 steps, cut off: from t on, the return is the discounted sum of 5 - t ones plus gamma^(5 - t) Q."""
     args = quick_args(env_id="TimeLimited-v0", gamma=0.5)
     expected = np.mean([10 - (sum(0.5**k for k in range(5 - t)) + 0.5 ** (5 - t) * 10) for t in range(5)])
-    assert ddpg.evaluate(agent_for(args, 10), args, 2, seed=0).q_bias == pytest.approx(expected)
-    assert ddpg.evaluate(agent_for(args, 2), args, 2, seed=0).q_bias == pytest.approx(0)  # 2 is the true value
+    assert evaluation.evaluate(agent_for(args, 10), args, 2, seed=0).q_bias == pytest.approx(expected)
+    assert evaluation.evaluate(agent_for(args, 2), args, 2, seed=0).q_bias == pytest.approx(0)  # 2 is the true value
 
 
 def test_a_saved_run_gives_its_own_result_again(run):
     """A run's best model, evaluated later, returns what the run reported; the first result is kept beside the second."""
     args = quick_args(eval_frequency=100)
     folder = run(args).run_dir
-    saved = ddpg.load_args(folder)
+    saved = command_line.load_args(folder, ddpg.Args)
     saved.evaluate = folder
-    ddpg.evaluate_run(saved)
+    command_line.evaluate_run(saved, ddpg.DDPG)
     first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluation-2.json"))
     assert first["returns"] == second["returns"] and first["model"] == second["model"] == "best_model.pt"
 
 
 def test_a_return_not_finite_is_an_error():
     args = quick_args(env_id="NaNReward-v0")
-    with pytest.raises(ddpg.TrainingError, match="episode 29 is not finite"):
-        ddpg.evaluate(agent_for(args), args, 40, seed=0)
+    with pytest.raises(errors.TrainingError, match="episode 29 is not finite"):
+        evaluation.evaluate(agent_for(args), args, 40, seed=0)

@@ -1,5 +1,6 @@
 """Signals, dying workers, full disks, damaged and forged checkpoints: what happens to a run, and what it keeps."""
 
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -8,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import filelock
@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import quick_args, scalars
+from conftest import ROOT, quick_args, scalars
 from fingerprint import fingerprint, sha
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,9 +25,18 @@ from test_arguments import Malicious, refused, script
 from test_resume import SHORT, only_run, run_killed, uninterrupted  # noqa: F401
 
 import ddpg_continuous_action as ddpg
+import training.run
+from training import checkpoints, command_line, environments, errors, setup
+from training.signals import SAVE_SIGNALS, STOP_SIGNALS
 
 PENDULUM = f"--env-id Pendulum-v1 --num-envs 1 {SHORT}"
 TOY = "--env-id toys:Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --buffer-size 1000 --batch-size 16 --no-cuda"
+
+
+def steps_of(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, which holds nothing else."""
+    assert len(list(folder.iterdir())) == len(checkpoints.list_checkpoints(folder))
+    return [checkpoints.step_of(path) for path in reversed(checkpoints.list_checkpoints(folder))]
 
 
 # Signals
@@ -38,7 +47,7 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(uninterrupted, tmp_path, name
     done = run_killed(tmp_path, "step", 377, *PENDULUM.split(), signals=name)
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     run_dir = only_run(tmp_path)
-    assert (run_dir / "checkpoints" / "000000000377").is_dir()
+    assert 377 in steps_of(run_dir / "checkpoints")
     command = done.stdout.splitlines()[-1].split("to go on: ")[1].split()
     assert command[0] == "python" and command[2:] == ["--resume", f"runs/{run_dir.name}"]
     done = script(*command[2:], cwd=tmp_path)
@@ -46,17 +55,30 @@ def test_a_stop_signal_saves_and_says_how_to_go_on(uninterrupted, tmp_path, name
     assert fingerprint(run_dir) == uninterrupted(PENDULUM)
 
 
-def test_a_second_stop_signal_exits_at_once(tmp_path):
-    done = run_killed(tmp_path, "step", 377, *PENDULUM.split(), signals="TERM,TERM")
-    assert done.returncode == 143
-    assert sorted(path.name for path in (only_run(tmp_path) / "checkpoints").iterdir()) == ["000000000200", "000000000300"]
+def test_a_second_ctrl_c_exits_at_once(tmp_path):
+    done = run_killed(tmp_path, "step", 377, *PENDULUM.split(), signals="INT,INT")
+    assert done.returncode == 130
+    assert steps_of(only_run(tmp_path) / "checkpoints") == [200, 300]
 
 
-def test_sigusr1_saves_and_goes_on(uninterrupted, tmp_path):  # noqa: F811
-    done = run_killed(tmp_path, "step", 577, *PENDULUM.split(), signals="USR1")
+@pytest.mark.parametrize("signals", ["TERM,TERM", "TERM,USR2,TERM", "GROUP-TERM,TERM", "TERM,INT"])
+@pytest.mark.parametrize(("moment", "number"), [("step", 377), ("write", 3)])
+def test_a_scheduler_may_signal_twice(uninterrupted, tmp_path, moment, number, signals):  # noqa: F811
+    """Also while a checkpoint is being written: it is whole, and the run goes on from it."""
+    done = run_killed(tmp_path, moment, number, *PENDULUM.split(), signals=signals)
+    assert done.returncode == 143 and "stopped at step" in done.stdout, done.stderr
+    run_dir = only_run(tmp_path)
+    assert steps_of(run_dir / "checkpoints")[-1] == (377 if moment == "step" else 300)
+    assert run_killed(tmp_path, "step", 0, "--resume", str(run_dir)).returncode == 0
+    assert fingerprint(run_dir) == uninterrupted(PENDULUM)
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_a_save_signal_saves_and_goes_on(uninterrupted, tmp_path, name):  # noqa: F811
+    done = run_killed(tmp_path, "step", 577, *PENDULUM.split(), signals=name)
     assert done.returncode == 0, done.stderr
     run_dir = only_run(tmp_path)
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["000000000577", "000000000600"]
+    assert steps_of(run_dir / "checkpoints") == [577, 600]
     assert fingerprint(run_dir) == uninterrupted(PENDULUM)
 
 
@@ -72,7 +94,7 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     if signals in ("TERM", "GROUP-INT"):
-        assert ddpg.read_checkpoint(only_run(tmp_path) / "checkpoints")["progress"]["global_step"] == 150
+        assert checkpoints.load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"] == 150
 
     def marked():
         for process in psutil.process_iter():
@@ -85,18 +107,35 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
     assert psutil.wait_procs(list(marked()), timeout=20)[1] == []
 
 
+@pytest.mark.parametrize(
+    ("episode", "words"), [(5, "stopped at step 400"), (9, "stopped at step 600"), (12, "stopped in the final evaluation")]
+)
+@pytest.mark.parametrize("mode", ["eager", "compile"])
+def test_a_stop_while_evaluating_waits_for_the_episode_at_most(uninterrupted, tmp_path, episode, words, mode):  # noqa: F811
+    """Three episodes in each of three evaluations, then twenty; the resumed run makes the evaluation up."""
+    arguments = f"{PENDULUM} --eval-episodes 3 --accelerate {mode}"
+    done = run_killed(tmp_path, "episode", episode, *arguments.split(), signals="TERM")
+    assert done.returncode == 143 and words in done.stdout, done.stderr
+    run_dir = only_run(tmp_path)
+    rows = (run_dir / "evaluations.csv").read_text().splitlines()[1:]
+    assert len(rows) == {5: 1, 9: 3, 12: 3}[episode]  # the last episode of an evaluation ends it
+    assert not (run_dir / "evaluation.json").exists()
+    assert run_killed(tmp_path, "step", 0, "--resume", str(run_dir)).returncode == 0
+    assert fingerprint(run_dir) == uninterrupted(arguments)
+
+
 # Workers of asynchronous environments
 
 
 def handlers_in_worker() -> list:
-    ddpg.in_worker(int)
-    return [signal.getsignal(number) for number in ddpg.STOP_SIGNALS + ddpg.SAVE_SIGNALS]
+    environments.in_worker(int)
+    return [signal.getsignal(number) for number in STOP_SIGNALS + SAVE_SIGNALS]
 
 
-def test_a_worker_leaves_signals_to_the_main_process():
+def test_a_worker_ignores_signals_meant_for_the_main_process():
     """In a process that inherits no handlers, as Python starts them on macOS and, from 3.14 on, on Linux."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(handlers_in_worker) == [signal.SIG_IGN] * 3
+        assert pool.apply(handlers_in_worker) == [signal.SIG_IGN] * 4
 
 
 @pytest.mark.parametrize(
@@ -108,8 +147,8 @@ def test_a_worker_that_dies_or_hangs_stops_the_run_after_a_checkpoint(tmp_path, 
     done = script(*arguments.split(), cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert words in done.stderr
-    state = ddpg.read_checkpoint(only_run(tmp_path) / "checkpoints")
-    assert state["progress"]["global_step"] == 3 * 49 and state["replay"]["pos"] == 49
+    state = checkpoints.load_checkpoint(only_run(tmp_path) / "checkpoints")
+    assert state["run"]["global_step"] == 3 * 49 and state["replay_buffer"]["pos"] == 49
 
 
 # Resuming what cannot be, or need not be
@@ -129,9 +168,9 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(run, tmp_path):
     assert sha([path.read_bytes() for path in sorted(run_dir.rglob("*.pt"))]) == before
     done = script("--resume", str(run_dir), "--total-timesteps", "350", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert ddpg.read_checkpoint(run_dir / "checkpoints")["progress"]["global_step"] == 350
+    assert checkpoints.load_checkpoint(run_dir / "checkpoints")["run"]["global_step"] == 350
     assert [step for step, _ in scalars(run_dir)["losses/q_loss"]] == [200, 300, 350]
-    assert (run_dir / "evaluation-2.json").exists() and ddpg.load_args(run_dir).total_timesteps == 350
+    assert (run_dir / "evaluation-2.json").exists() and command_line.load_args(run_dir, ddpg.Args).total_timesteps == 350
 
 
 @pytest.mark.parametrize(
@@ -157,8 +196,8 @@ def test_an_environment_that_does_not_come_back_is_said_so_and_starts_anew(run, 
     done = script("--resume", str(only_run(tmp_path)), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [f"environment {index} did not come back" in done.stdout for index in (0, 1, 2)] == [True, True, False]
-    state = ddpg.read_checkpoint(only_run(tmp_path) / "checkpoints")
-    observations, _, next_observations, _, _ = np.split(state["transitions"], [1, 2, 3, 4], axis=2)
+    state = checkpoints.load_checkpoint(only_run(tmp_path) / "checkpoints")
+    observations, _, next_observations, _, _ = np.split(state["replay_buffer"]["transitions"].numpy(), [1, 2, 3, 4], axis=2)
     np.testing.assert_array_equal(next_observations, observations + 1)
     assert {value for _, value in scalars(only_run(tmp_path))["charts/episodic_return"]} == {5.0}
 
@@ -184,31 +223,31 @@ def failing(function, calls: set[int]):
 
 def test_a_full_disk_is_survived(run, monkeypatch, capsys):
     """The second and third checkpoint cannot be written: both are removed, the first stays until the fourth is there."""
-    args = quick_args(checkpoint_frequency=50, keep_checkpoints=1)
-    monkeypatch.setattr(ddpg, "write_array", failing(ddpg.write_array, {2, 3}))
+    args = quick_args(checkpoint_frequency=50, keep_checkpoints=1, save_model=False)
+    monkeypatch.setattr(torch, "save", failing(torch.save, {2, 3}))
     kept = []
-    save_checkpoint = ddpg.save_checkpoint
+    save_checkpoint = checkpoints.save_checkpoint
 
     def save(folder, *rest):
         try:
             save_checkpoint(folder, *rest)
         finally:
-            kept.append(sorted(path.name for path in folder.iterdir()))
-            assert ddpg.read_checkpoint(folder) is not None
+            kept.append(steps_of(folder))
+            assert checkpoints.load_checkpoint(folder) is not None
 
-    monkeypatch.setattr(ddpg, "save_checkpoint", save)
+    monkeypatch.setattr(training.run, "save_checkpoint", save)
     run(args)
-    assert [[int(name) for name in names] for names in kept] == [[50], [50], [50], [200], [250], [300]]
+    assert kept == [[50], [50], [50], [200], [250], [300]]
     assert capsys.readouterr().out.count("No space left on device") == 2
 
 
 def test_a_disk_that_stays_full_stops_the_run_in_order(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(ddpg, "write_array", failing(ddpg.write_array, {2, 3, 4}))
-    with pytest.raises(ddpg.TrainingError, match="No space left on device"):
+    monkeypatch.setattr(torch, "save", failing(torch.save, {2, 3, 4}))
+    with pytest.raises(errors.TrainingError, match="No space left on device"):
         run(quick_args(checkpoint_frequency=50))
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["000000000050"]
-    assert ddpg.read_checkpoint(run_dir / "checkpoints")["progress"]["global_step"] == 50
+    assert steps_of(run_dir / "checkpoints") == [50]
+    assert checkpoints.load_checkpoint(run_dir / "checkpoints")["run"]["global_step"] == 50
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -226,57 +265,80 @@ def test_a_full_disk_under_tensorboard_is_survived(run, monkeypatch, capsys):
 
 def test_reading_takes_no_second_replay_buffer(tmp_path):
     """What fitted once beside the process fits again when it is resumed."""
-    place = tmp_path / "000000000100"
-    place.mkdir()
-    torch.save({}, place / "state.pt")
-    np.save(place / "transitions.npy", np.zeros((100_000, 1, 50), np.float32))  # 20 MB
-    (place / "manifest.json").write_bytes(ddpg.manifest_of(place))
-    tracemalloc.start()
-    try:
-        transitions = ddpg.read_checkpoint(tmp_path)["transitions"]
-        assert tracemalloc.get_traced_memory()[1] < 5e6
-    finally:
-        tracemalloc.stop()
+    checkpoints.save_checkpoint(tmp_path, 100, {"transitions": torch.zeros(100_000, 1, 50)}, keep=1)  # 20 MB
+    before = psutil.Process().memory_full_info().uss
+    transitions = checkpoints.load_checkpoint(tmp_path)["transitions"]
+    assert psutil.Process().memory_full_info().uss - before < 5e6
     assert transitions.shape == (100_000, 1, 50)
 
 
+def test_writing_takes_no_second_replay_buffer(tmp_path):
+    """(In a process of its own, whose peak of memory is the save's.)"""
+    code = """
+import resource, numpy as np
+from gymnasium.spaces import Box
+from training import checkpoints, replay_buffer
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB
+box = Box(-1, 1, (50,), np.float32)
+rb = replay_buffer.ReplayBuffer(200_000, box, box, "cpu")
+rb.transitions[:], rb.full = 1, True  # 120 MB
+from pathlib import Path
+checkpoints.save_checkpoint(Path("small"), 1, {}, keep=1)
+before = peak()
+checkpoints.save_checkpoint(Path("large"), 1, {"replay_buffer": rb.state_dict()}, keep=1)
+print(peak() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert int(done.stdout) < 30_000, done.stderr
+
+
 @pytest.fixture
-def saved(run, tmp_path):
-    """The parts of a finished run, a function that saves them as another checkpoint, and the folder they are saved in."""
-    parts = run(quick_args(num_envs=2, noise="ou", hidden_sizes=(8,), buffer_size=64, checkpoint_frequency=0))
-    folder = parts.run_dir / "checkpoints"
-    state = ddpg.read_checkpoint(folder)
-    envs, noise = ddpg.make_envs(quick_args(num_envs=2), "x"), ddpg.VectorizedActionNoise(ddpg.NormalActionNoise(0, 1), 2)
-    envs.reset(seed=1)
+def saved(tmp_path):
+    """A function that saves a small checkpoint of a step, and the folder, with that of step 300 in it."""
+    folder = tmp_path / "checkpoints"
 
     def save(global_step: int, keep: int = 2) -> None:
-        progress = state["progress"] | {"global_step": global_step}
-        ddpg.save_checkpoint(folder, keep, progress, parts.agent, parts.rb, envs, noise)
+        checkpoints.save_checkpoint(folder, global_step, {"run": {"global_step": global_step}, "x": torch.rand(9)}, keep)
 
+    save(300)
     return folder, save
+
+
+def file_of(folder: Path, step: int) -> Path:
+    (path,) = folder.glob(f"{step:012d}.*")
+    return path
 
 
 def test_the_last_two_are_kept(saved):
     folder, save = saved
     for step in (400, 500, 600):
         save(step)
-    assert sorted(path.name for path in folder.iterdir()) == ["000000000500", "000000000600"]
+    assert steps_of(folder) == [500, 600]
+
+
+def test_a_step_that_is_saved_again_takes_the_place_of_the_first(saved):
+    folder, save = saved
+    save(400), save(400)
+    assert steps_of(folder) == [300, 400]
 
 
 def test_a_damaged_newer_checkpoint_does_not_cost_the_one_just_written(saved):
     folder, save = saved
     save(500)
-    (folder / "000000000500" / "transitions.npy").unlink()
+    file_of(folder, 500).write_bytes(b"")
     save(400, keep=1)
-    assert ddpg.read_checkpoint(folder)["progress"]["global_step"] == 400
+    assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 400
+    assert steps_of(folder) == [400, 500]
 
 
-@pytest.mark.parametrize("owner", ["write_array", "torch.save", "os.fsync", "sync_folder", "Path.rename"])
+@pytest.mark.parametrize("owner", ["torch.save", "os.fsync", "checkpoints.sha256", "checkpoints.sync_folder", "Path.rename"])
 def test_any_write_that_fails_leaves_the_old_or_the_whole_new_checkpoint(saved, monkeypatch, owner):
     """Each write, flush to the disk and rename of a save fails once; the loader never gets anything in between."""
     folder, save = saved
-    *path, name = owner.split(".")
-    target = {"": ddpg, "torch": ddpg.torch, "os": ddpg.os, "Path": ddpg.Path}["".join(path)]
+    target, name = owner.split(".")
+    target = {"torch": torch, "os": os, "Path": Path, "checkpoints": checkpoints}[target]
     function, number, step = getattr(target, name), 0, 301
     save(step)  # as many as are kept: another one will remove the oldest
     while True:
@@ -294,19 +356,18 @@ def test_any_write_that_fails_leaves_the_old_or_the_whole_new_checkpoint(saved, 
 
             calls = 0
             patch.setattr(target, name, once)
-            before = sorted(path.name for path in folder.iterdir())
+            before = steps_of(folder)
             try:
                 save(step + 1)
             except OSError:
                 assert failed
-        loaded = ddpg.read_checkpoint(folder)["progress"]["global_step"]
-        assert not list(folder.glob("*.tmp"))
+        loaded = checkpoints.load_checkpoint(folder)["run"]["global_step"]
         if not failed:
             assert number > 1 and loaded == step + 1
             return
         assert loaded in (step, step + 1)
         if loaded == step:
-            assert sorted(path.name for path in folder.iterdir()) == before  # a save that failed prunes nothing
+            assert steps_of(folder) == before  # a save that failed removes nothing, and leaves nothing
         step = loaded
 
 
@@ -314,49 +375,44 @@ def test_any_write_that_fails_leaves_the_old_or_the_whole_new_checkpoint(saved, 
 @given(data=st.data())
 def test_any_flipped_byte_or_cut_is_noticed(saved, data):
     folder, _ = saved
-    (place,) = ddpg.list_checkpoints(folder)
-    path = data.draw(st.sampled_from(sorted(place.iterdir())))
+    (path,) = checkpoints.list_checkpoints(folder)
     whole = path.read_bytes()
     position = data.draw(st.integers(0, len(whole) - 1))
     flip = data.draw(st.integers(0, 255))  # 0: cut here
     damaged = whole[:position] if flip == 0 else whole[:position] + bytes([whole[position] ^ flip]) + whole[position + 1 :]
     path.write_bytes(damaged)
     try:
-        assert not ddpg.is_whole(place)
+        assert not checkpoints.is_whole(path)
     finally:
         path.write_bytes(whole)
-    assert ddpg.is_whole(place)
+    assert checkpoints.is_whole(path)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_kept(saved, capsys):
     folder, save = saved
     save(400)
-    damaged = folder / "000000000400" / "transitions.npy"
+    damaged = file_of(folder, 400)
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    assert ddpg.read_checkpoint(folder)["progress"]["global_step"] == 300
-    assert "000000000400 is damaged" in capsys.readouterr().out
+    assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 300
+    assert f"{damaged.name} is damaged" in capsys.readouterr().out
     save(400)  # the run comes by again
-    assert ddpg.read_checkpoint(folder)["progress"]["global_step"] == 400
-    assert len(list(folder.glob("000000000400.damaged-*"))) == 1
-    for place in ddpg.list_checkpoints(folder):
-        (place / "state.pt").unlink()
-    with pytest.raises(ddpg.UsageError, match="all of them are damaged"):
-        ddpg.read_checkpoint(folder)
+    assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 400
+    assert damaged.exists() and steps_of(folder) == [300, 400, 400]
+    for path in checkpoints.list_checkpoints(folder):
+        path.write_bytes(b"")
+    with pytest.raises(errors.UsageError, match="all of them are damaged"):
+        checkpoints.load_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["state.pt", "transitions.npy"])
-def test_a_forged_file_runs_no_code(saved, name, monkeypatch):
-    """Also where its manifest was forged with it."""
+def test_a_forged_file_runs_no_code(saved):
+    """Also where its name was forged with it."""
     folder, save = saved
     save(400)
-    place = folder / "000000000400"
-    if name == "state.pt":
-        torch.save({"progress": Malicious()}, place / name)
-    else:
-        np.save(place / name, np.array([Malicious()], dtype=object), allow_pickle=True)
-    (place / "manifest.json").write_bytes(ddpg.manifest_of(place))
-    assert ddpg.is_whole(place)
-    assert ddpg.read_checkpoint(folder)["progress"]["global_step"] == 300
+    path = file_of(folder, 400)
+    torch.save({"run": Malicious()}, path)
+    path = path.rename(folder / f"{400:012d}.{checkpoints.sha256(path)}.pt")
+    assert checkpoints.is_whole(path)
+    assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 300
     assert not Path("owned").exists()
 
 
@@ -366,26 +422,49 @@ def test_poisoned_weights_are_not_saved(run, tmp_path):
     class Poisoned(ddpg.DDPG):
         updates = 0
 
-        def update(self, batch, update_actor):
+        def update(self, batch, update_policy):
             self.updates += 1
             if self.updates == 60:
                 torch.nn.init.constant_(self.target_critic.q_value.bias, float("nan"))
             return {"q_loss": torch.zeros(())}
 
-    with pytest.raises(ddpg.TrainingError, match="weights of target_critic are not finite"):
+    with pytest.raises(errors.TrainingError, match="weights of target_critic are not finite"):
         run(quick_args(checkpoint_frequency=50), Poisoned)
     (run_dir,) = (tmp_path / "runs").iterdir()
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["000000000100", "000000000150"]
+    assert steps_of(run_dir / "checkpoints") == [100, 150]
 
 
 def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
     run_dir = run(quick_args()).run_dir
-    args = ddpg.load_args(run_dir)
+    args = command_line.load_args(run_dir, ddpg.Args)
     args.resume, args.total_timesteps = run_dir, 350
-    now = ddpg.versions()
-    monkeypatch.setattr(ddpg, "versions", lambda: now | {"torch": "9.9"})
+    now = setup.versions()
+    monkeypatch.setattr(setup, "versions", lambda: now | {"torch": "9.9"})
     run(args)
     assert f"other versions than {now}" in capsys.readouterr().out
+
+
+def test_another_machine_may_take_other_threads_and_another_mode(run, capsys):
+    """And says that rounding may then differ; without a change, nothing is said."""
+    args = quick_args(num_threads=1, accelerate="eager")
+    run_dir = run(args).run_dir
+    for changes, lines in (
+        ({}, []),
+        ({"num_threads": 2}, ["num_threads was 1 and is now 2"]),
+        (
+            {"num_threads": 1, "accelerate": "compile"},
+            ["num_threads was 2 and is now 1", "accelerate was eager and is now compile"],
+        ),
+    ):
+        args = dataclasses.replace(args, resume=run_dir, total_timesteps=args.total_timesteps + 20, **changes)
+        capsys.readouterr()
+        run(args)
+        output = capsys.readouterr().out
+        assert [line for line in output.splitlines() if "rounding" in line] == [
+            f"{line}: results may differ in rounding" for line in lines
+        ]
+    assert {"num_threads", "accelerate"} <= command_line.RESUME_MAY_CHANGE
+    assert json.loads((run_dir / "args.json").read_text())["accelerate"] == "compile"
 
 
 def test_a_run_moved_elsewhere_is_resumed_there(tmp_path):

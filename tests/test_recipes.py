@@ -9,6 +9,8 @@ from test_faults import PENDULUM
 from test_resume import run_killed
 
 import ddpg_continuous_action as ddpg
+from training import command_line
+from training.arguments import check_args
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import plot
@@ -25,10 +27,12 @@ SHORT = "--total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval
 def test_a_recipe_runs(run, task):
     """Its own flags, for a few hundred steps."""
     arguments = shlex.split(recipes.RECIPES[task].flags)
-    args = ddpg.parse_args(ddpg.Args, arguments, ddpg.Args())
+    args = command_line.parse_args(ddpg.Args, arguments, ddpg.Args())
     assert args.env_id == recipes.RECIPES[task].title
-    ddpg.check_args(args)
-    assert (run(ddpg.parse_args(ddpg.Args, [*arguments, *SHORT.split()], ddpg.Args())).run_dir / "evaluation.json").exists()
+    check_args(args)
+    assert (
+        run(command_line.parse_args(ddpg.Args, [*arguments, *SHORT.split()], ddpg.Args())).run_dir / "evaluation.json"
+    ).exists()
 
 
 def test_the_readme_and_the_results_agree():
@@ -70,14 +74,16 @@ def test_an_interrupted_seed_goes_on(tmp_path, monkeypatch):
         killed = run_killed(tmp_path, "step", step, *recipes.RECIPES["pendulum"].flags.split(), "--seed", seed)
         assert killed.returncode == -9, killed.stderr
     row = recipes.run_seed("pendulum", 1, recipes.find_interrupted("pendulum", 1), [])
-    assert int(row["steps"]) == 600 and len(row["returns"].split()) == 20 and row["wall_seconds"] > 0
+    assert int(row["steps"]) == 600 and len(row["returns"].split()) == 20 and row["wall_seconds"] >= 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
     assert recipes.find_interrupted("pendulum", 1) is None
 
 
 def test_curves_are_drawn_over_seeds(run, tmp_path):
     """Two runs of one environment are one curve: the mean of their evaluations at each step."""
-    folders = [run(ddpg.parse_args(ddpg.Args, f"--seed {seed} {PLOTTED}".split(), ddpg.Args())).run_dir for seed in (1, 2)]
+    folders = [
+        run(command_line.parse_args(ddpg.Args, f"--seed {seed} {PLOTTED}".split(), ddpg.Args())).run_dir for seed in (1, 2)
+    ]
     name, steps, means = plot.load(folders[0])
     assert name.startswith("Pendulum-like-v0") and list(steps) == [100, 200, 300] and len(means) == 3
     plot.draw(tuple(folders), tmp_path / "curve.png")

@@ -14,7 +14,7 @@ import ddpg_continuous_action as ddpg
 class Idle(ddpg.DDPG):
     """Acts and never learns."""
 
-    def update(self, batch, update_actor):
+    def update(self, batch, update_policy):
         return {}
 
 
@@ -105,10 +105,10 @@ def test_updates_follow_the_clock(run, num_envs):
     calls = []
 
     class Counting(ddpg.DDPG):
-        def update(self, batch, update_actor):
+        def update(self, batch, update_policy):
             assert batch.observations.shape == (16, 3)
-            calls.append(update_actor)
-            return super().update(batch, update_actor)
+            calls.append(update_policy)
+            return super().update(batch, update_policy)
 
     args = quick_args(num_envs=num_envs, policy_frequency=3)
     run(args, Counting)

@@ -19,7 +19,14 @@ def run_killed(cwd: Path, moment: str, number: int, *arguments: str, signals: st
     command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), signals, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,  # signals to its group shall not reach the tests
     )
 
 

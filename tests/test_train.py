@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from conftest import quick_args
 
 import ddpg_continuous_action as ddpg
+import training.run
+from training import command_line, environments, errors, evaluation, setup
 
 
 def digest(parts) -> str:
@@ -98,7 +101,7 @@ def test_the_run_folder(run):
     assert folder.parent.name == "runs" and folder.name.startswith("Pendulum-like-v0__ddpg_continuous_action__1__")
     saved = json.loads((folder / "args.json").read_text())
     assert saved["args"]["gamma"] == 0.9 and saved["device"] == "cpu" and saved["versions"]["torch"] == torch.__version__
-    assert ddpg.load_args(folder) == args
+    assert command_line.load_args(folder, ddpg.Args) == args
 
     rows = list(csv.DictReader((folder / "evaluations.csv").open()))
     assert [int(row["global_step"]) for row in rows] == [120, 240, 300]
@@ -131,11 +134,12 @@ def test_the_best_model_is_that_of_the_best_evaluation(run, monkeypatch):
     """Evaluations return 1, 3, 2: the weights kept are those of the second, and the final evaluation is theirs."""
     seen = []
 
-    def evaluate(agent, args, episodes, seed, *video):
+    def evaluate(agent, *_, **__):
         seen.append(agent.actor.hidden[0].weight.detach().clone())
-        return ddpg.Evaluation(np.array([(1.0, 3.0, 2.0, 0.0)[len(seen) - 1]]), np.array([1]), 0.0)
+        return evaluation.Evaluation(np.array([(1.0, 3.0, 2.0, 0.0)[len(seen) - 1]]), np.array([1]), 0.0)
 
-    monkeypatch.setattr(ddpg, "evaluate", evaluate)
+    monkeypatch.setattr(training.run, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     parts = run(quick_args(eval_frequency=100, learning_starts=50))
     best = torch.load(parts.run_dir / "best_model.pt", weights_only=True)["actor"]["hidden.0.weight"]
     latest = torch.load(parts.run_dir / "model.pt", weights_only=True)["actor"]["hidden.0.weight"]
@@ -144,8 +148,8 @@ def test_the_best_model_is_that_of_the_best_evaluation(run, monkeypatch):
 
 
 def test_two_runs_of_one_second_have_folders_of_their_own(run, monkeypatch):
-    monkeypatch.setattr(ddpg.time, "time", lambda: 1_700_000_000.0)
-    folders = {ddpg.make_run_folder(quick_args()) for _ in range(3)}
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
+    folders = {setup.make_run_folder(quick_args()) for _ in range(3)}
     assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
 
 
@@ -160,20 +164,20 @@ def test_without_save_model_no_model_is_kept(run):
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_a_value_not_finite_stops_training_before_it_is_stored(run, env_id, field, tmp_path):
-    with pytest.raises(ddpg.TrainingError, match=rf"step 150: {field} of environment 0 is not finite"):
+    with pytest.raises(errors.TrainingError, match=rf"step 150: {field} of environment 0 is not finite"):
         run(quick_args(env_id=env_id, eval_frequency=120, eval_episodes=1))
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "model.pt").exists() and (folder / "best_model.pt").exists()  # those of step 120
 
 
 def test_the_environment_with_the_value_is_named():
-    with pytest.raises(ddpg.TrainingError, match="step 7: reward of environment 2 is not finite: nan"):
-        ddpg.check_finite(7, observation=np.zeros((3, 2)), reward=np.array([0, 1, np.nan]))
+    with pytest.raises(errors.TrainingError, match="step 7: reward of environment 2 is not finite: nan"):
+        environments.check_finite(7, observation=np.zeros((3, 2)), reward=np.array([0, 1, np.nan]))
 
 
 def test_a_loss_not_finite_stops_training_and_keeps_the_last_good_model(run, tmp_path):
     """A reward of 1e30 is finite, its squared error is not."""
-    with pytest.raises(ddpg.TrainingError, match=r"step \d+: q_loss is not finite"):
+    with pytest.raises(errors.TrainingError, match=r"step \d+: q_loss is not finite"):
         run(quick_args(env_id="HugeReward-v0", eval_frequency=130, eval_episodes=1, total_timesteps=2000))
     (folder,) = (tmp_path / "runs").iterdir()
     for name in ("model.pt", "best_model.pt"):
@@ -183,11 +187,11 @@ def test_a_loss_not_finite_stops_training_and_keeps_the_last_good_model(run, tmp
 
 def test_a_model_not_finite_is_not_saved(run, tmp_path):
     agent = run(quick_args()).agent
-    ddpg.save_model(agent, tmp_path / "model.pt")
+    evaluation.save_model(agent, tmp_path / "model.pt")
     before = (tmp_path / "model.pt").read_bytes()
     torch.nn.init.constant_(agent.critic.hidden[0].bias, math.nan)
-    with pytest.raises(ddpg.TrainingError, match="critic are not finite"):
-        ddpg.save_model(agent, tmp_path / "model.pt")
+    with pytest.raises(errors.TrainingError, match="critic are not finite"):
+        evaluation.save_model(agent, tmp_path / "model.pt")
     assert (tmp_path / "model.pt").read_bytes() == before
 
 
@@ -196,5 +200,5 @@ def test_a_nan_action_stops_training(run):
         def act(self, obs):
             return super().act(obs) * np.float32(math.nan)
 
-    with pytest.raises(ddpg.TrainingError, match="step 100: action of environment 0 is not finite"):
+    with pytest.raises(errors.TrainingError, match="step 100: action of environment 0 is not finite"):
         run(quick_args(), Broken)

@@ -1,0 +1,219 @@
+"""Faster stand-ins of an agent. The eager agent is the specification: a stand-in computes the same.
+
+An agent has `update(*tensors, update_policy)` and `policy(*tensors)`, which computes the actions that `act` returns. Of an
+update, a stand-in needs to know only whether it changes the policy.
+"""
+
+import copy
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from training.arguments import Args
+
+# Compiling takes some 25 seconds the first time (5 when torch finds it in its cache) and saves about a millisecond an update
+# (benchmarks/break_even.py): below this many updates, the plain code is done sooner.
+UPDATES_WORTH_COMPILING = 40_000
+
+
+def choose_mode(args: Args, device: torch.device, global_step: int, began_with: str | None) -> str:
+    """What `--accelerate` means for this run, with one line that says why where that is not plain.
+
+    Args:
+        global_step: where the run is.
+        began_with: the mode of a run that is resumed.
+    """
+    if args.accelerate != "auto":
+        return args.accelerate
+    if began_with:
+        return began_with
+    if device.type == "cuda":
+        return "cudagraph"
+    points = (args.total_timesteps - max(global_step, args.learning_starts)) // max(args.train_frequency, args.num_envs)
+    updates = points * args.gradient_steps if args.gradient_steps > 0 else args.total_timesteps - args.learning_starts
+    if updates < UPDATES_WORTH_COMPILING:
+        return "eager"
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        print(f"--accelerate auto: eager, since no C++ compiler ({compiler}) was found; with one, this run would be faster")
+        return "eager"
+    print(f"--accelerate auto: compile, since {updates:,} updates gain more than the building costs")
+    return "compile"
+
+
+def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequence[Any]) -> Any:
+    """A stand-in for `agent` with a faster `update` and `act`; the agent itself where there is none, and a line says why.
+
+    The stand-in shares the agent's networks and optimisers. Building it trains nothing. Afterwards, load a state with the
+    stand-in's `load_state_dict`: it fills the tensors that are there, because the fast functions refer to those.
+
+    Args:
+        mode: eager, compile or cudagraph.
+        acting: arguments of `act` in training, shaped like those to come: observations and whatever else. (Evaluation acts
+            on one observation.)
+        learning: arguments of `update`, shaped like those to come: a batch, then tensors; for captured graphs, also in their
+            place.
+    """
+    if mode == "eager":
+        return agent
+    before, start_time = copy.deepcopy(agent.state_dict()), time.perf_counter()
+    try:
+        with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
+            for update_policy in (True, False):
+                agent.update(*learning, update_policy=update_policy)  # makes the optimisers allocate their state
+            stand_in = {"compile": compile_agent, "cudagraph": capture_agent}[mode](agent, *learning)
+            stand_in.load_state_dict = partial(restore, stand_in)
+            for arrays in (acting, (acting[0][:1],)):
+                stand_in.act(*arrays)
+        print(f"--accelerate {mode}: built in {time.perf_counter() - start_time:.1f} seconds")
+        return stand_in
+    except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
+        reason = next(iter(str(error).splitlines()), repr(error))
+        print(f"--accelerate {mode} does not work here ({reason}), training goes on in eager mode")
+        return agent
+    finally:
+        restore(agent, before)
+
+
+def restore(agent, state: dict[str, Any]) -> None:
+    """What `agent.load_state_dict` does, with each tensor left in its place."""
+    fill(agent.state_dict(), state)
+    if agent.device.type == "cuda":
+        torch.cuda.synchronize()  # a captured `act` reads on a stream of its own
+
+
+@torch.no_grad()
+def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
+    """Copy nested values into nested tensors; for none at all (an optimiser's state before its first step), zeros."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, dict):
+            fill(tensor, values[name] if values else {})
+        elif isinstance(tensor, torch.Tensor):
+            tensor.copy_(values[name] if values else torch.zeros_like(tensor))
+
+
+def compile_agent(agent, batch: ReplayBufferSamples, *others: torch.Tensor) -> Any:
+    """A stand-in with `update` as two compiled functions, with and without the policy, and `policy` as one for each shape."""
+    traced, stand_in = copy.copy(agent), copy.copy(agent)
+    for name, part in vars(agent).items():
+        if isinstance(part, torch.optim.Optimizer):
+            setattr(traced, name, TraceableAdamW(part))  # its own step is one kernel, which nothing can be fused with
+    parts = tuple(batch[:5])
+    updates = {}
+    for update_policy in (True, False):
+
+        def update(*tensors: torch.Tensor, update_policy: bool = update_policy) -> dict[str, torch.Tensor]:
+            rest = tensors[len(parts) :]
+            return traced.update(ReplayBufferSamples(*tensors[: len(parts)]), *rest, update_policy=update_policy)
+
+        updates[update_policy] = compile_function(update, (*parts, *others))
+
+    @cache
+    def policy_for(*shapes: torch.Size) -> Callable:
+        return compile_function(
+            lambda *tensors: agent.policy(*tensors), tuple(torch.zeros(shape, device=agent.device) for shape in shapes)
+        )
+
+    def update(batch: ReplayBufferSamples, *others: torch.Tensor, update_policy: bool) -> dict[str, torch.Tensor]:
+        return updates[bool(update_policy)](*batch[:5], *others)
+
+    stand_in.update = update
+    stand_in.policy = lambda *tensors: policy_for(*(tensor.shape for tensor in tensors))(*tensors)
+    return stand_in
+
+
+def compile_function(function: Callable, inputs: tuple[torch.Tensor, ...]) -> Callable:
+    """A function compiled for inputs laid out like these; the other tensors it reads and writes stay where they are.
+
+    Not `torch.compile`: its checks before each call take a tenth of a millisecond, and it breaks its graph at an optimiser's
+    step. This records the operations once: what `function` decides in Python stays decided.
+    """
+    graph = make_fx(function)(*inputs)  # the other tensors are its parameters and buffers
+    for node in graph.graph.nodes:
+        node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
+    with torch.no_grad():
+        return torch._inductor.compile(graph, list(inputs), options={"cpp_wrapper": True})
+
+
+class TraceableAdamW:
+    """What an AdamW optimiser does (Loshchilov and Hutter, 2019, algorithm 2), in operations that a compiler can fuse."""
+
+    def __init__(self, optimizer: torch.optim.AdamW):
+        self.optimizer, self.param_groups, self.zero_grad = optimizer, optimizer.param_groups, optimizer.zero_grad
+
+    @torch.no_grad()
+    def step(self) -> None:
+        (group,) = self.param_groups
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        steps = [state["step"].add_(1) for state in self.optimizer.state.values()]
+        step = steps[0].double()  # float32 would leave four digits of 1 - beta2**step
+        step_size, correction = (lr / (1 - beta1**step)).float(), (1 - beta2**step).sqrt().float()
+        for parameter, state in self.optimizer.state.items():
+            exp_avg = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+            exp_avg_sq = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+            parameter.mul_(1 - lr * group["weight_decay"])
+            parameter.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() / correction + group["eps"]))
+
+
+def capture_agent(agent, batch: ReplayBufferSamples, *others: torch.Tensor) -> Any:
+    """A stand-in with `update` as two CUDA graphs, with and without the policy, and `act` as one for each shape.
+
+    `act` runs on a stream of its own that waits for the last update of the policy, no more: while the device still trains
+    the critic, the environments step.
+    """
+    stand_in, names, updates = copy.copy(agent), {}, {}
+    acting, policy_ready = torch.cuda.Stream(), torch.cuda.Event()
+    inputs = (*batch[:5], *others)
+    acting.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(acting):  # cuBLAS and autograd need a warm-up before a capture, and not on the default stream
+        for update_policy in (True, False) * 3:
+            names[update_policy] = tuple(agent.update(batch, *others, update_policy=update_policy))
+    torch.cuda.current_stream().wait_stream(acting)
+    for update_policy in names:
+        updates[update_policy] = capture(
+            lambda flag=update_policy: torch.stack(tuple(agent.update(batch, *others, update_policy=flag).values()))
+        )
+    policy_ready.record()
+
+    def update(new_batch: ReplayBufferSamples, *new_others: torch.Tensor, update_policy: bool) -> dict[str, torch.Tensor]:
+        for place, values in zip(inputs, (*new_batch[:5], *new_others), strict=True):
+            if place.data_ptr() != values.data_ptr():  # the replay buffer samples into that place already
+                place.copy_(values)
+        replay, losses = updates[bool(update_policy)]
+        replay()
+        if update_policy:
+            policy_ready.record()
+        return dict(zip(names[bool(update_policy)], losses.clone(), strict=True))  # the next replay overwrites `losses`
+
+    @cache
+    def policy_for(*shapes: torch.Size) -> tuple[list[torch.Tensor], Callable[[], None], torch.Tensor]:
+        places = [torch.zeros(shape, device=agent.device) for shape in shapes]
+        return places, *capture(lambda: agent.policy(*places))
+
+    def act(*arrays: np.ndarray) -> np.ndarray:
+        places, replay, actions = policy_for(*(array.shape for array in arrays))
+        with torch.cuda.stream(acting):
+            acting.wait_event(policy_ready)
+            for place, array in zip(places, arrays, strict=True):
+                place.copy_(torch.from_numpy(array).pin_memory(), non_blocking=True)  # asynchronous from pinned memory only
+            replay()
+            return actions.cpu().numpy()  # waits for this stream alone
+
+    stand_in.update, stand_in.act = update, act
+    return stand_in
+
+
+def capture(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """Record what `function` has the device do; returns what does it again, and where the result then is."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph.replay, result

@@ -1,0 +1,173 @@
+"""The flags that every run has, whatever its algorithm, and the check of every flag."""
+
+import json
+import math
+import re
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import gymnasium as gym
+import tyro
+
+from training.errors import UsageError
+
+
+class Must(NamedTuple):
+    """What the value of a flag must be. Each test is written so that NaN, which compares false with everything, fails."""
+
+    be: str
+    test: Callable[[Any], bool]
+
+
+Count = Annotated[int, Must("a whole number, 1 or more", lambda n: n >= 1)]
+CountOrZero = Annotated[int, Must("a whole number, 0 or more", lambda n: n >= 0)]
+Positive = Annotated[float, Must("above 0 and finite", lambda x: 0 < x < math.inf)]
+NonNegative = Annotated[float, Must("0 or more and finite", lambda x: 0 <= x < math.inf)]
+Finite = Annotated[float, Must("finite", math.isfinite)]
+Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
+Discount = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
+Name = Annotated[str, Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))]
+Sizes = Annotated[tuple[int, ...], Must("one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1)]
+CountOrAll = Annotated[int, Must("a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)]
+
+
+def parse_json(texts: list[str]) -> Any:
+    """The value of a flag given as JSON."""
+    try:
+        return json.loads(texts[0])
+    except ValueError as error:
+        raise ValueError(f"{texts[0]!r} is no JSON ({error})") from None
+
+
+JSON = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=parse_json,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+
+# The groups below are the boxes of --help. A script's `Args` joins them, and groups of its own, into one flat dataclass.
+
+
+@dataclass
+class Experiment:
+    """What is run, on what machine, and what is kept of it."""
+
+    exp_name: Name = "run"
+    """the name of this experiment"""
+    seed: Annotated[int, Must("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)] = 1
+    """seed of the networks, the exploration, the replay and the training environments"""
+    torch_deterministic: bool = True
+    """use only deterministic PyTorch kernels, so that the same seed gives the same run"""
+    cuda: bool = True
+    """train on a CUDA device if there is one"""
+    accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    """run updates as captured CUDA graphs, as compiled functions, or as they are written (eager); auto takes graphs on
+    CUDA; on a CPU, compiled functions if the run is long enough to gain more than the building costs"""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
+    num_threads: Count | None = None
+    """CPU threads for PyTorch (None: OMP_NUM_THREADS if set, at most 2)"""
+    track: bool = False
+    """also send everything to Weights and Biases"""
+    wandb_project_name: str = "cleanRL"
+    """the Weights and Biases project"""
+    wandb_entity: str | None = None
+    """the Weights and Biases team (None: your default)"""
+    capture_video: bool = False
+    """film every 20th training episode of the first environment and the first episode of the final evaluation"""
+    save_model: bool = True
+    """keep the networks in the run folder: the latest in model.pt, those of the best evaluation in best_model.pt"""
+
+
+@dataclass
+class Environment:
+    """The task."""
+
+    env_id: str = "Hopper-v4"
+    """the Gymnasium environment"""
+    env_kwargs: Annotated[dict[str, Any], JSON, Must("a JSON object", lambda kwargs: isinstance(kwargs, dict))] = field(
+        default_factory=dict
+    )
+    """arguments for gymnasium.make, as in '{"reset_noise_scale": 0.2}'"""
+    max_episode_steps: Count | None = None
+    """time limit of an episode, in steps (None: the environment's own)"""
+    num_envs: Count = 1
+    """number of environments that are stepped together"""
+    vectorization: Literal["sync", "async"] = "sync"
+    """step the environments one after the other in this process (sync), or each in a process of its own (async)"""
+
+    def wrap(self, env: gym.Env) -> gym.Env:
+        """An environment as the algorithm needs it; called on each one that is made."""
+        return env
+
+    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        """Raise a UsageError if the algorithm cannot take these spaces, which are those of a wrapped environment."""
+
+
+@dataclass
+class Evaluating:
+    """Greedy evaluation, on environments of its own."""
+
+    eval_frequency: CountOrZero = 50_000
+    """environment steps between two evaluations (0: only the final one)"""
+    eval_episodes: Count = 10
+    """episodes in each of these evaluations"""
+    target_return: Finite | None = None
+    """stop training, successfully, as soon as the mean return of an evaluation reaches this value"""
+    evaluate: Path | None = None
+    """a run folder: evaluate its best model (its latest if there is no best) instead of training"""
+
+
+@dataclass
+class Checkpoints:
+    """What a run needs to continue after it was stopped or killed, as if nothing had happened."""
+
+    checkpoint_frequency: CountOrZero = 50_000
+    """environment steps between two checkpoints (0: only after a stop signal and at the end)"""
+    keep_checkpoints: Count = 2
+    """number of checkpoints to keep; older ones are removed"""
+    resume: Path | None = None
+    """a run folder: continue from its newest whole checkpoint, with its arguments"""
+    worker_timeout: Positive = 60.0
+    """seconds that an asynchronous environment may take for one step before the run saves and stops"""
+
+
+Args = Any  # a script's `Args`: these groups, and those of its algorithm
+
+
+def requirements(hint: Any) -> Iterator[Must]:
+    """The `Must`s in a type such as `Annotated[int, Must(...)] | None`."""
+    yield from (part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Must))
+    for part in typing.get_args(hint):
+        yield from requirements(part)
+
+
+def check_args(args: Args) -> None:
+    """Check every flag by itself and against the others.
+
+    Raises:
+        UsageError: naming the flag, its value and what is allowed.
+    """
+
+    def require(name: str, be: str, allowed: Callable[[Any], bool]) -> None:
+        value = getattr(args, name)
+        if value is not None and not allowed(value):
+            typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UsageError(f"--{name.replace('_', '-')} {typed}: must be {be}")
+
+    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        for must in requirements(hint):
+            require(name, must.be, must.test)
+    require("buffer_size", f"at least --batch-size {args.batch_size}", lambda n: n >= args.batch_size)
+    require("buffer_size", f"at least --num-envs {args.num_envs}", lambda n: n >= args.num_envs)
+    require("target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
+    if args.track:
+        try:
+            import wandb  # noqa: F401
+        except ImportError:
+            raise UsageError("--track True: needs Weights and Biases, install it with: pip install wandb") from None

@@ -1,0 +1,144 @@
+"""From the command line to a run: parse, train, resume or evaluate; what goes wrong is one line."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from training.arguments import Args
+from training.environments import check, make_env
+from training.errors import Stopped, TrainingError, UsageError
+from training.evaluation import Evaluation, final_evaluation
+from training.setup import set_up_torch
+
+# What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
+EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda"}
+RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
+RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate"}
+
+
+def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
+    """Parse the command line.
+
+    Raises:
+        UsageError: for what tyro refuses, its box of several lines put into one.
+    """
+    # tyro prints a box of help for each nested dataclass: nest the bases of Args for it, and flatten what comes back.
+    groups = args_class.__bases__
+    values = dataclasses.asdict(default)
+    defaults = [base(**{field.name: values[field.name] for field in dataclasses.fields(base)}) for base in groups]
+    nested = dataclasses.make_dataclass("Args", [(base.__name__.lower(), base) for base in groups])
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed = tyro.cli(
+                nested,
+                args=argv,
+                default=nested(*defaults),
+                description=args_class.__doc__,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):  # --help
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in errors.getvalue().splitlines()[1:]]
+        text = " ".join(line for line in lines if line)
+        text = text.replace("Argument helptext:", "-- expected").split(" For full helptext")[0]
+        raise UsageError(f"{text} (see --help)") from None
+    return args_class(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
+
+
+def load_args(run_dir: Path, args_class: type) -> Args:
+    """The arguments a run was started with.
+
+    Raises:
+        UsageError: if the folder is not a run's.
+    """
+    try:
+        saved = json.loads((run_dir / "args.json").read_text())["args"]
+        names = {field.name for field in dataclasses.fields(args_class)}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        return args_class(**{name: value for name, value in values.items() if name in names})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
+
+
+def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> Args:
+    """The arguments of the saved run that `flag` names, with the changes that the command line makes to them.
+
+    Raises:
+        UsageError: for a change that would make it another run, with the saved and the requested value.
+    """
+    try:
+        saved = load_args(run_dir, args_class)
+    except UsageError as error:
+        raise UsageError(f"{flag} {error}") from None
+    args = parse_args(args_class, argv, saved)
+    for name in vars(args):
+        if name not in may_change and getattr(args, name) != getattr(saved, name):
+            change = f"--{name.replace('_', '-')} {getattr(args, name)}"
+            raise UsageError(f"{change}: must be {getattr(saved, name)}, as saved in {run_dir}, or left out")
+    return args
+
+
+def evaluate_run(args: Args, agent_class: type) -> Evaluation:
+    """Evaluate the saved model of the run `args.evaluate`, as at the end of training."""
+    check(args)
+    if not any((args.evaluate / name).exists() for name in ("best_model.pt", "model.pt")):
+        raise UsageError(f"--evaluate {args.evaluate}: must hold a best_model.pt or a model.pt")
+    with contextlib.closing(make_env(args)) as env:
+        agent = agent_class(env.observation_space, env.action_space, args, set_up_torch(args))
+    return final_evaluation(agent, args, args.evaluate)
+
+
+def show_once(showwarning: Callable) -> Callable:
+    """A `warnings.showwarning` that shows each text once, however many environments are made.
+
+    Python's own "once" filter forgets what it has shown whenever a library changes the filters.
+    """
+    shown = set()
+
+    def show(message, category, *where) -> None:
+        if (str(message), category) not in shown:
+            shown.add((str(message), category))
+            showwarning(message, category, *where)
+
+    return show
+
+
+def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> None:
+    """The command line of a script: train, resume, or evaluate a saved run; expected failures become one line on stderr.
+
+    Args:
+        args_class: its flags, a subclass of Args.
+        agent_class: called as `agent_class(observation_space, action_space, args, device)`.
+        train: called with the arguments.
+    """
+    sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
+    warnings.showwarning = show_once(warnings.showwarning)
+    warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # that is what make_env wants
+    warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name
+    try:
+        args = parse_args(args_class, sys.argv[1:], args_class())
+        if args.evaluate and args.resume:
+            raise UsageError(f"--evaluate {args.evaluate}: must be left out with --resume {args.resume}")
+        if args.evaluate:
+            args = parse_saved_args(args_class, sys.argv[1:], "--evaluate", args.evaluate, EVALUATE_MAY_CHANGE)
+            evaluate_run(args, agent_class)
+        else:
+            if args.resume:
+                args = parse_saved_args(args_class, sys.argv[1:], "--resume", args.resume, RESUME_MAY_CHANGE)
+            train(args)
+    except Stopped as stop:
+        sys.exit(128 + stop.args[0])
+    except (UsageError, TrainingError) as error:
+        sys.unraisablehook = lambda _: None  # a renderer that failed to open complains again when it is collected
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -1,0 +1,159 @@
+"""Greedy evaluation, the over-estimation monitor, and the saved models."""
+
+import datetime
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from training.arguments import Args
+from training.environments import make_env
+from training.errors import Stopped, TrainingError, UsageError
+from training.files import replace_file
+from training.setup import versions
+from training.signals import Signals
+
+EVALUATION_SEED = 10_000  # first seed of the evaluations while training: the same starts each time, so rows compare
+FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best model was chosen on the others
+FINAL_EVALUATION_EPISODES = 20
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found: an entry per episode of returns and lengths, and one q_bias over all of them."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    q_bias: float
+
+
+def evaluate(
+    agent,
+    args: Args,
+    episodes: int,
+    seed: int,
+    video_folder: Path | None = None,
+    video_name: str = "evaluation",
+    signals: Signals | None = None,
+) -> Evaluation:
+    """Greedy episodes on an environment of their own; the i-th starts from seed `seed + i`.
+
+    Nothing here draws from the random streams of training. `q_bias` is the mean, over all states visited, of the
+    critic's value of acting greedily minus the discounted return that followed: above zero the critic overestimates. An
+    episode cut off by a time limit would have gone on, so there the return is completed with the critic's own value
+    of the last observation; close to such an end the two share their error, and q_bias shows less of it.
+
+    Returns:
+        undiscounted returns (episodes,), lengths in steps (episodes,) and q_bias.
+
+    Raises:
+        TrainingError: if a return is not finite.
+        Stopped: before the next episode, if a signal asked for a stop.
+    """
+    env = make_env(args, video_folder=video_folder, video_name=video_name)
+    returns, lengths, q_errors = [], [], []
+    for episode in range(episodes):
+        if signals is not None and signals.stop:
+            env.close()
+            raise Stopped(signals.stop)
+        obs, _ = env.reset(seed=seed + episode)
+        observations, rewards, terminated, truncated = [obs], [], False, False
+        while not (terminated or truncated):
+            obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
+            observations.append(obs)
+            rewards.append(float(reward))
+        values = agent.value(np.stack(observations)) / args.reward_scale  # in units of the rewards themselves
+        discounted_return = 0.0 if terminated else float(values[-1])
+        for value, reward in zip(values[-2::-1], reversed(rewards), strict=True):
+            discounted_return = reward + args.gamma * discounted_return
+            q_errors.append(value - discounted_return)
+        if not math.isfinite(sum(rewards)):
+            raise TrainingError(f"evaluation: the return of episode {episode} is not finite")
+        returns.append(sum(rewards))
+        lengths.append(len(rewards))
+    env.close()
+    return Evaluation(np.array(returns), np.array(lengths), float(np.mean(q_errors)))
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    """The final evaluations that a run folder holds, the first one first."""
+    paths = sorted(folder.glob("evaluation*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def final_evaluation(
+    agent, args: Args, folder: Path, global_step: int | None = None, signals: Signals | None = None
+) -> Evaluation:
+    """Evaluate the run's best model (its latest if none was kept) on fresh starts, print the result and file it.
+
+    Args:
+        global_step: the run's last step, if this ends a training.
+
+    Raises:
+        Stopped: if a signal asked for a stop; nothing is filed then.
+    """
+    models = [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
+    if models:
+        load_model(agent, models[0])
+    number = next(n for n in range(1, 1_000_000) if not (folder / f"evaluation{f'-{n}' if n > 1 else ''}.json").exists())
+    name = f"evaluation-{number}" if number > 1 else "evaluation"  # a result is never overwritten
+    video_folder = Path("videos", folder.name) if args.capture_video else None
+    evaluation = evaluate(agent, args, FINAL_EVALUATION_EPISODES, FINAL_EVALUATION_SEED, video_folder, name, signals)
+    mean, std = evaluation.returns.mean(), evaluation.returns.std()
+    result = {
+        "env_id": args.env_id,
+        "mean": mean,
+        "std": std,
+        "episodes": FINAL_EVALUATION_EPISODES,
+        "seeds": list(range(FINAL_EVALUATION_SEED, FINAL_EVALUATION_SEED + FINAL_EVALUATION_EPISODES)),
+        "returns": evaluation.returns.tolist(),
+        "lengths": evaluation.lengths.tolist(),
+        "q_bias": evaluation.q_bias,
+        "model": models[0].name if models else None,
+        "global_step": global_step,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    replace_file(folder / f"{name}.json", lambda file: file.write(json.dumps(result, indent=2).encode() + b"\n"))
+    tqdm.write(
+        f"final evaluation: {mean:.1f} +- {std:.1f} over {FINAL_EVALUATION_EPISODES} episodes of {args.env_id} "
+        f"({models[0].name if models else 'latest networks'}), written to {folder / name}.json"
+    )
+    return evaluation
+
+
+def check_weights(agent) -> None:
+    """Raise a TrainingError if a weight is not finite, before anything good is overwritten."""
+    for name, network in agent.networks.items():
+        if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+            raise TrainingError(f"the weights of {name} are not finite: the models saved before are kept")
+
+
+def save_model(agent, path: Path) -> None:
+    """Write the networks so that a reader finds the old file or the whole new one, never a part.
+
+    Raises:
+        TrainingError: if a weight is not finite; the file stays as it was.
+    """
+    check_weights(agent)
+    replace_file(path, partial(torch.save, {name: network.state_dict() for name, network in agent.networks.items()}))
+
+
+def load_model(agent, path: Path) -> None:
+    """Load what `save_model` wrote; `weights_only` keeps a forged file from running code.
+
+    Raises:
+        UsageError: if the file is damaged or of other networks than the agent's.
+    """
+    try:
+        # To the CPU first: that copy is waited for. A captured `act` reads the networks on a stream of its own.
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        for name, network in agent.networks.items():
+            network.load_state_dict(saved[name])
+    except Exception as error:  # zip, pickle, key and shape errors, depending on where the damage is
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path}: not a whole model of this environment and network size ({reason})") from error

@@ -1,0 +1,98 @@
+"""Files that are whole or not there, and what happens when the disk is full."""
+
+import contextlib
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.errors import TrainingError
+
+WRITE_ATTEMPTS = 3  # writes of one file that may fail in a row (a full disk) before the run stops
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Have `write` fill a new file, and bring it to the disk."""
+    with open(path, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Have `write` fill a file that takes the place of `path` once it is whole and on the disk; an error changes nothing."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    try:
+        write_file(unfinished, write)
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class WriteOrWarn:
+    """Calls functions that write files. If one fails, it prints a warning; the third time in a row for a file, it raises.
+
+    Raises:
+        TrainingError: at that third time.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[Path, int] = defaultdict(int)
+
+    def __call__(self, path: Path, write: Callable, *values: Any) -> None:
+        try:
+            write(*values)
+            self.failures[path] = 0
+        except OSError as error:
+            self.failures[path] += 1
+            tqdm.write(f"warning: {path} could not be written ({error.strerror or error})")
+            if self.failures[path] == WRITE_ATTEMPTS:
+                raise TrainingError(f"{path} could not be written {WRITE_ATTEMPTS} times in a row: {error}") from error
+
+
+class EventWriter(SummaryWriter):
+    """TensorBoard's writer, except that it survives a full disk: it warns, and goes on with a new file.
+
+    Args:
+        folder: the run's folder.
+        global_step: TensorBoard shall ignore events after this step: a process that was killed may have left some.
+        write_or_warn: counts the failures.
+    """
+
+    def __init__(self, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
+        self.write_or_warn = write_or_warn
+        # When TensorBoard's thread cannot write, it raises the error twice: as an exception of the thread, which would
+        # print a traceback, and in the main thread, where we handle it.
+        excepthook = threading.excepthook
+        threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or excepthook(failure)
+        # TensorBoard heeds the purge step of a later file only if the first file of the folder had one too.
+        super().__init__(folder, purge_step=global_step + 1)
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        self.write_or_warn(Path(self.log_dir, "events.out.tfevents"), self._add_scalar, tag, value, global_step)
+
+    def _add_scalar(self, *event) -> None:
+        try:
+            super().add_scalar(*event)
+        except OSError:
+            self.file_writer = self.all_writers = self.purge_step = None  # the next event opens a new file
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()

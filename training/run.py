@@ -1,0 +1,309 @@
+"""What a run is beside its algorithm: its folder, its clock, its logs, and how it stops and goes on."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from training.acceleration import accelerate, choose_mode
+from training.arguments import Args
+from training.checkpoints import load_checkpoint, save_checkpoint
+from training.environments import check, check_finite
+from training.errors import Stopped, TrainingError, WorkerError
+from training.evaluation import (
+    EVALUATION_SEED,
+    Evaluation,
+    check_weights,
+    evaluate,
+    final_evaluation,
+    results_of,
+    save_model,
+)
+from training.files import EventWriter, WriteOrWarn, replace_file
+from training.setup import Generators, lock_folder, make_run_folder, set_up_torch, settings_of, start_wandb
+from training.signals import Signals
+
+LOG_FREQUENCY = 100  # environment steps between two rows of losses in TensorBoard
+
+
+class Run:
+    """A training run, from its first check to its final evaluation. Use it as a context, in the order of its methods.
+
+    Args:
+        args: the arguments of the run.
+
+    Attributes:
+        folder: where everything lands.
+        device: where the networks shall live and learn.
+        global_step: environment steps so far, over all environments: the clock of everything that happens now and then.
+
+    Raises:
+        UsageError: before anything is created, if the arguments or the environment do not fit.
+        TrainingError: if a loss or a weight is not finite, or if the disk stays full.
+    """
+
+    def __init__(self, args: Args):
+        check(args)
+        self.args = args
+        self.device = set_up_torch(args)
+        self.global_step = self.updates = 0
+        self.elapsed = 0.0  # seconds of training before this process
+        self.last_training_step = args.learning_starts
+        self.losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
+        self.evaluations: list[dict[str, float]] = []
+        self.evaluation_due = self.target_reached = False
+        self.write_or_warn = WriteOrWarn()
+
+    def __enter__(self) -> "Run":
+        args = self.args
+        self.folder = args.resume or make_run_folder(args)
+        self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
+        with contextlib.ExitStack() as stack:
+            stack.callback(lock_folder(self.folder).release)
+            if self.checkpoint:
+                self.load_state_dict(self.checkpoint["run"])
+            began_with = self.checkpoint["run"]["settings"]["accelerate"] if self.checkpoint else None
+            self.settings = settings_of(args, self.device)
+            self.settings["accelerate"] = choose_mode(args, self.device, self.global_step, began_with)
+            if args.track:
+                start_wandb(args, self.folder)
+            self.write_settings()
+            print(f"training on {args.env_id} ({self.device}), the run's folder is {self.folder}")
+            if args.learning_starts >= args.total_timesteps:
+                print(
+                    f"warning: --learning-starts {args.learning_starts} is not below --total-timesteps "
+                    f"{args.total_timesteps}: nothing will be learned"
+                )
+            self.generators = Generators(args.seed)
+            self.signals = stack.enter_context(Signals())
+            self.writer = EventWriter(self.folder, self.global_step, self.write_or_warn)
+            stack.callback(self.writer.close)
+            self.bar = stack.enter_context(
+                tqdm(total=args.total_timesteps, initial=self.global_step, unit="step", dynamic_ncols=True, disable=None)
+            )
+            if self.checkpoint is None:
+                table = "\n".join(f"|{name}|{value}|" for name, value in dataclasses.asdict(args).items())
+                self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+            self.status = {"return": "-", "evaluation": f"{self.evaluations[-1]['mean']:.1f}" if self.evaluations else "-"}
+            self.start_time = time.perf_counter() - self.elapsed
+            self.log_step, self.log_time = self.global_step, time.perf_counter()
+            self.exits = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback) -> None:
+        with self.exits:
+            if isinstance(error, WorkerError):
+                self.write_or_warn(self.folder / "checkpoints", self.save)
+        if self.args.track and error is None:
+            import wandb
+
+            wandb.finish()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is anything left to train."""
+        return self.global_step < self.args.total_timesteps and not self.target_reached
+
+    def due(self, every: int) -> bool:
+        """Whether a multiple of `every` was passed with the latest step of the environments; never if `every` is 0."""
+        return every > 0 and self.global_step // every > (self.global_step - self.args.num_envs) // every
+
+    def resume(self, **parts: Any) -> None:
+        """Name the parts that a checkpoint consists of; if the run is resumed, bring each to where it was.
+
+        Args:
+            parts: things with `state_dict` and `load_state_dict`, the `agent` among them.
+        """
+        self.parts = parts | {"generators": self.generators}  # loaded last: loading the others may draw
+        if self.checkpoint is None:
+            return
+        for name, part in self.parts.items():
+            part.load_state_dict(self.checkpoint[name])
+        print(f"resumed at step {self.global_step}")
+        began = self.checkpoint["run"]["settings"]
+        if began["versions"] != self.settings["versions"]:
+            print(f"with other versions than {began['versions']}: the result may differ")
+        for name in ("device", "accelerate", "num_threads"):
+            if began[name] != self.settings[name]:
+                print(f"{name} was {began[name]} and is now {self.settings[name]}: results may differ in rounding")
+        self.checkpoint = None  # lets go of the file
+
+    def begin(self, agent: Any, acting: Sequence[np.ndarray], learning: Sequence[Any]) -> Any:
+        """The agent to go on with, accelerated if the run is; first makes up an evaluation that a signal interrupted.
+
+        Args:
+            acting, learning: example arguments of the agent's `act` and `update`.
+        """
+        check_finite(self.global_step, observation=acting[0])
+        if not self.unfinished and self.has_final_evaluation:
+            return agent
+        fast = accelerate(agent, self.settings["accelerate"], acting, learning)
+        if fast is agent and self.settings["accelerate"] != "eager":
+            self.settings["accelerate"] = "eager"  # it could not be built
+            self.write_settings()
+        if self.evaluation_due:
+            self.evaluate_and_save(fast, save_due=False)
+        self.log_time = time.perf_counter()
+        return fast
+
+    def updates_due(self) -> Iterator[int]:
+        """The numbers, from 1, of the updates to make now."""
+        if self.global_step > self.args.learning_starts and self.due(self.args.train_frequency):
+            steps = self.global_step - self.last_training_step
+            for _ in range(self.args.gradient_steps if self.args.gradient_steps > 0 else steps):
+                self.updates += 1
+                yield self.updates
+            self.last_training_step = self.global_step
+
+    def record(self, losses: dict[str, torch.Tensor]) -> None:
+        """Keep the losses of an update, on the device: their values are read when they are logged."""
+        for name, loss in losses.items():
+            self.losses[name].append(loss)
+
+    def end_step(self, agent: Any, infos: dict[str, Any]) -> None:
+        """Log, evaluate and save whatever is due after a step of the environments.
+
+        Raises:
+            Stopped: after a checkpoint, if a signal asked for a stop.
+        """
+        for index in np.flatnonzero(infos.get("_episode", ())):
+            episode_return, episode_length = infos["episode"]["r"][index], infos["episode"]["l"][index]
+            self.writer.add_scalar("charts/episodic_return", episode_return, self.global_step)
+            self.writer.add_scalar("charts/episodic_length", episode_length, self.global_step)
+            self.status["return"] = f"{episode_return:.1f}"
+            self.bar.set_postfix(self.status, refresh=False)
+        self.bar.update(self.args.num_envs)
+        self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
+        save_due = self.due(self.args.checkpoint_frequency) or self.signals.save or self.signals.stop or not self.unfinished
+        log_due = self.due(LOG_FREQUENCY) or not self.unfinished
+        if log_due or self.evaluation_due or save_due:
+            self.check_losses()
+        if log_due:
+            for name, values in self.losses.items():
+                self.writer.add_scalar(f"losses/{name}", values[-1].item(), self.global_step)
+            self.losses.clear()
+            now = time.perf_counter()
+            speed = (self.global_step - self.log_step) / (now - self.log_time)
+            self.writer.add_scalar("charts/SPS", speed, self.global_step)
+            self.log_step, self.log_time = self.global_step, now
+        if self.evaluation_due or save_due:
+            pause = time.perf_counter()  # charts/SPS is the speed of training alone
+            self.evaluate_and_save(agent, save_due)
+            self.log_time += time.perf_counter() - pause
+
+    def evaluate_and_save(self, agent: Any, save_due: bool) -> None:
+        """Evaluate if that is due, then save if that is due or if it ends the training, then stop if a signal asked for it."""
+        if self.args.save_model and (self.evaluation_due or not self.unfinished):
+            self.write_or_warn(self.folder / "model.pt", save_model, agent, self.folder / "model.pt")
+        if self.evaluation_due:
+            with contextlib.suppress(Stopped):  # the evaluation stays due, and is made up after a resume
+                evaluation = evaluate(agent, self.args, self.args.eval_episodes, EVALUATION_SEED, signals=self.signals)
+                self.record_evaluation(agent, evaluation)
+        if save_due or self.signals.stop or not self.unfinished:
+            self.write_or_warn(self.folder / "checkpoints", self.save)
+            self.signals.save = 0
+        if self.signals.stop:
+            self.stop(f"stopped at step {self.global_step}")
+
+    def record_evaluation(self, agent: Any, evaluation: Evaluation) -> None:
+        """Show an evaluation, log it, and keep the model if it is the best one."""
+        returns, lengths, q_bias = evaluation
+        mean, std, length = float(returns.mean()), float(returns.std()), float(lengths.mean())
+        self.evaluations.append(
+            {"global_step": self.global_step, "mean": mean, "std": std, "min": float(returns.min())}
+            | {"max": float(returns.max()), "length": length, "q_bias": q_bias}
+        )
+        self.writer.add_scalar("eval/episodic_return", mean, self.global_step)
+        self.writer.add_scalar("eval/episodic_return_std", std, self.global_step)
+        self.writer.add_scalar("eval/episodic_length", length, self.global_step)
+        self.writer.add_scalar("eval/q_bias", q_bias, self.global_step)
+        tqdm.write(
+            f"step {self.global_step}: evaluation {mean:.1f} +- {std:.1f} over {len(returns)} episodes "
+            f"of mean length {length:.0f}, q_bias {q_bias:+.2f}"
+        )
+        if self.args.save_model and mean == max(row["mean"] for row in self.evaluations):
+            self.write_or_warn(self.folder / "best_model.pt", save_model, agent, self.folder / "best_model.pt")
+        self.write_or_warn(self.folder / "evaluations.csv", self.write_evaluations)
+        self.status["evaluation"] = f"{mean:.1f}"
+        self.evaluation_due = False
+        if self.args.target_return is not None and mean >= self.args.target_return:
+            tqdm.write(f"step {self.global_step}: --target-return {self.args.target_return} is reached, training ends")
+            self.target_reached = True
+
+    def write_evaluations(self) -> None:
+        """Write evaluations.csv, a row per evaluation."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, ("global_step", "mean", "std", "min", "max", "length", "q_bias"))
+        table.writeheader()
+        table.writerows(self.evaluations)
+        replace_file(self.folder / "evaluations.csv", lambda file: file.write(text.getvalue().encode()))
+
+    def check_losses(self) -> None:
+        """Stop at a loss that is not finite, also at one that the next update hid again."""
+        for name, values in self.losses.items():
+            if not torch.stack(values).isfinite().all():
+                raise TrainingError(f"step {self.global_step}: {name} is not finite")
+
+    def save(self) -> None:
+        """Write a checkpoint of all parts and of the run itself."""
+        self.writer.flush()
+        check_weights(self.parts["agent"])
+        state = {name: part.state_dict() for name, part in (self.parts | {"run": self}).items()}
+        save_checkpoint(self.folder / "checkpoints", self.global_step, state, self.args.keep_checkpoints)
+
+    def stop(self, what: str) -> None:
+        """Say how to go on, and leave."""
+        tqdm.write(f"{what}, to go on: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(self.folder))}")
+        raise Stopped(self.signals.stop)
+
+    @property
+    def has_final_evaluation(self) -> bool:
+        """Whether the final evaluation of this very step was made."""
+        return any(result["global_step"] == self.global_step for result in results_of(self.folder))
+
+    def finish(self, agent: Any) -> None:
+        """Evaluate the best model of a finished training, unless that was done before."""
+        if not self.has_final_evaluation:
+            try:
+                final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)
+            except Stopped:
+                self.stop("stopped in the final evaluation")
+        else:
+            goal = "" if self.target_reached else f", a --total-timesteps above {self.args.total_timesteps} goes on with it"
+            print(f"{self.folder} is finished at step {self.global_step}{goal}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clock, what was found so far, and what the run depends on."""
+        return {
+            "global_step": self.global_step,
+            "updates": self.updates,
+            "last_training_step": self.last_training_step,
+            "losses": {name: torch.stack(values).cpu() for name, values in self.losses.items()},
+            "evaluations": self.evaluations,
+            "evaluation_due": self.evaluation_due,
+            "target_reached": self.target_reached,
+            "elapsed": time.perf_counter() - self.start_time,
+            "settings": self.settings,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what `state_dict` described."""
+        values = {name: value for name, value in state.items() if name not in ("losses", "settings")}
+        vars(self).update(values)
+        self.losses |= {name: list(values.clone().to(self.device)) for name, values in state["losses"].items()}
+
+    def write_settings(self) -> None:
+        """Write args.json."""
+        text = json.dumps(self.settings, indent=2) + "\n"
+        replace_file(self.folder / "args.json", lambda file: file.write(text.encode()))

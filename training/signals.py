@@ -1,0 +1,46 @@
+"""Signals ask a run to stop or to save; the run does so when it is safe."""
+
+import multiprocessing
+import os
+import signal
+import threading
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# A scheduler's warning or a user's wish. Left alone, either of these would end the process.
+SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+
+
+class Signals:
+    """SIGTERM and SIGINT ask for a stop, SIGUSR1 and SIGUSR2 for a checkpoint.
+
+    Schedulers and wrappers send SIGTERM twice, the second time while the run is saving: that changes nothing. A second
+    SIGINT is an impatient person at the keyboard: the process exits at once.
+
+    Attributes:
+        stop, save: the number of the signal received, 0 if there was none.
+    """
+
+    def __init__(self) -> None:
+        self.stop = self.save = 0
+        self.interrupts = 0
+
+    def __enter__(self) -> "Signals":
+        self.previous = {}
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
+            self.previous = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS + SAVE_SIGNALS}
+        return self
+
+    def receive(self, number: int, frame) -> None:
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts == 2:
+            for process in multiprocessing.active_children():
+                process.kill()
+            os._exit(128 + number)
+        if number in SAVE_SIGNALS:
+            self.save = number
+        elif not self.stop:
+            self.stop = number
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
