@@ -10,8 +10,6 @@ runs print is in runs/.sweep/, a file for each; what submitit needs for the jobs
 """
 
 import contextlib
-import csv
-import dataclasses
 import importlib
 import json
 import os
@@ -22,8 +20,7 @@ import signal
 import sys
 import time
 import zlib
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, Popen, check_output
 from typing import Any, Literal
@@ -31,16 +28,15 @@ from typing import Any, Literal
 import filelock
 from tqdm import tqdm
 
-from ddpg_continuous_action import UsageError, check_args, check_environment, parse_args
+from training.arguments import check_args
+from training.command_line import parse_args
+from training.environments import check
+from training.errors import UsageError
 
 LOGS, SLURM_FOLDER = Path("runs/.sweep"), Path("runs/.sweep/slurm")
 STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}  # exit statuses after a stop: saved, or too early for that
 FRUITLESS_STARTS = 3  # in a row, each ended by the time limit before its first step: the job is not queued again
-NOT_FOR_SETTINGS = ("env_id", "exp_name", "seed", "resume", "evaluate")
 FAILED = "sweep: failed"  # begins the last line in the log of a failed run
-Status = tuple[
-    str, int, float | None, float | None
-]  # of a run: state, last step on the disk, last mean return and seconds left or None
 
 
 @dataclass
@@ -48,7 +44,7 @@ class Runs:
     """What is run, and where."""
 
     script: Path = Path("ddpg_continuous_action.py")  # the training script
-    env_ids: tuple[str, ...] = ()  # the environments
+    env_ids: tuple[str, ...] = ()  # the environments (none: the default of the script)
     settings: tuple[str, ...] = ("",)  # NAME=FLAGS, as in strong="--tau 0.01"; --exp-name becomes <script>-NAME
     seeds: tuple[int, ...] = ()  # the seeds (none: those that --num-seeds and --start-seed give)
     num_seeds: int = 3  # how many seeds, if --seeds does not name them
@@ -111,18 +107,17 @@ class Job:
                     found.append(path)
         return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
-    def status(self, queue: dict[str, str]) -> Status:
-        """Where the run is, by its folder, its locks, SLURM's queue (see `read_queue`) and the end of its log."""
+    def status(self, queue: dict[str, str]) -> tuple[str, int, float | None, float | None]:
+        """State, last step on the disk, last mean return and seconds left, by the folder, the locks, the end of the log and
+        SLURM's queue (see `read_queue`)."""
         folder, step, evaluation, seconds_left = self.folder(), 0, None, None
-        if folder:
-            saved = [path for path in folder.glob("checkpoints/*") if re.fullmatch(r"\d+(\.pt)?", path.name)]
-            marks = sorted((int(path.stem), path.stat().st_mtime) for path in saved)
-            (step1, time1), (step, time2) = [(0, 0.0), (0, 0.0), *marks][-2:]
+        with contextlib.suppress(OSError, ValueError):  # a file that is not there yet, or was just replaced
+            marks = {int(path.name.split(".")[0]): path.stat().st_mtime for path in Path(folder or "-").glob("checkpoints/*.pt")}
+            (step1, time1), (step, time2) = [(0, 0.0), (0, 0.0), *sorted(marks.items())][-2:]
             if time1 > (folder / "args.json").stat().st_mtime:  # which is written at each start
                 seconds_left = (self.args["total_timesteps"] - step) * (time2 - time1) / (step - step1) - (time.time() - time2)
-            with contextlib.suppress(OSError, IndexError), open(folder / "evaluations.csv", newline="") as file:
-                last = list(csv.DictReader(file))[-1]
-                step, evaluation = max(step, int(last["global_step"])), float(last["mean"])
+            last_row = (folder / "evaluations.csv").read_text().splitlines()[-1].split(",")
+            step, evaluation = max(step, int(last_row[0])), float(last_row[1])
         if folder and (folder / "evaluation.json").exists():
             state, evaluation = "finished", json.loads((folder / "evaluation.json").read_text())["mean"]
         elif self.log.name in queue:
@@ -181,7 +176,7 @@ class Job:
         """Have the run saved before the time limit, inside submitit's handler of SIGUSR2; returns what is queued again."""
         import submitit
 
-        again = dataclasses.replace(self)
+        again = replace(self)
         if self.process and self.process.returncode is None:
             os.kill(self.process.pid, signal.SIGTERM)
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
@@ -204,8 +199,6 @@ def plan(options: Options) -> list[Job]:
     for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be a whole number, 1 or more")
-    if not options.env_ids:
-        raise UsageError("--env-ids: must name one environment or more")
     if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
         raise UsageError("--settings: each must have a name of its own")
     sys.path.insert(0, str(options.script.resolve().parent))
@@ -219,24 +212,25 @@ def plan(options: Options) -> list[Job]:
         try:
             flags = shlex.split(text)
             common = parse_args(args_class, flags, default)
-            if any(getattr(common, own) != getattr(default, own) for own in NOT_FOR_SETTINGS):
-                raise UsageError(f"must leave out {' '.join(NOT_FOR_SETTINGS)}")
+            for own in ("env_id", "exp_name", "seed", "resume", "evaluate"):
+                if getattr(common, own) != getattr(default, own):
+                    raise UsageError(f"--{own.replace('_', '-')} is not for a setting")
             exp_name = f"{default.exp_name}-{name}" if name else default.exp_name
-            for env_id in dict.fromkeys(options.env_ids):
+            for env_id in dict.fromkeys(options.env_ids or [default.env_id]):
                 for seed in dict.fromkeys(options.seeds or range(options.start_seed, options.start_seed + options.num_seeds)):
-                    args = dataclasses.replace(common, env_id=env_id, exp_name=exp_name, seed=seed)
+                    args = replace(common, env_id=env_id, exp_name=exp_name, seed=seed)
                     check_args(args)
                     own_flags = ["--env-id", env_id, "--exp-name", exp_name, "--seed", str(seed)]
-                    as_saved = json.loads(json.dumps(dataclasses.asdict(args), default=str))
+                    as_saved = json.loads(json.dumps(asdict(args), default=str))
                     jobs.append(Job(options.script, [*flags, *own_flags], as_saved))
                 if not options.status:
-                    check_environment(args)
+                    check(args)
         except (UsageError, ValueError) as error:
             raise UsageError(f"--settings {setting}: {error}" if setting else str(error)) from None
     return jobs
 
 
-def show(rows: list[tuple[Job, Status]]) -> None:
+def show(rows: list[tuple[Job, tuple]]) -> None:
     """Print a table of the runs, a summary, and the last lines of those that failed."""
     width = max(len(job.name) for job, _ in rows)
     print(f"{'run':{width}}  {'state':11} {'steps':>21} {'evaluation':>11} {'time left':>10}")
@@ -244,8 +238,8 @@ def show(rows: list[tuple[Job, Status]]) -> None:
         left = tqdm.format_interval(max(0, seconds_left)) if state == "running" and seconds_left is not None else "-"
         steps, mean = f"{step:,}/{job.args['total_timesteps']:,}", "-" if evaluation is None else f"{evaluation:.1f}"
         print(f"{job.name:{width}}  {state:11} {steps:>21} {mean:>11} {left:>10}")
-    counts = Counter(state for _, (state, *_) in rows)
-    print(f"\n{len(rows)} runs: {', '.join(f'{number} {state}' for state, number in counts.most_common())}")
+    states = [state for _, (state, *_) in rows]
+    print(f"\n{len(rows)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
     for job in (job for job, (state, *_) in rows if state == "failed"):
         print(f"\n{job.name} failed, its log is {job.log}:\n{job.last_lines()}")
 
@@ -326,8 +320,8 @@ def submit(jobs: list[Job], options: Options) -> None:
 def sweep(jobs: list[Job], options: Options) -> int:
     """Show the runs and, unless it is for --status, go on with those that nobody works on; returns the exit status."""
     slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
-    if not slurm and any(getattr(options, option.name) != option.default for option in dataclasses.fields(Slurm)):
-        raise UsageError(f"{' '.join('--' + option.name for option in dataclasses.fields(Slurm))}: are for SLURM only")
+    if not slurm and any(getattr(options, option.name) != option.default for option in fields(Slurm)):
+        raise UsageError(f"{' '.join('--' + option.name for option in fields(Slurm))}: are for SLURM only")
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
     LOGS.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(LOGS / ".lock"):  # two sweeps must not submit the same job
