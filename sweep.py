@@ -111,13 +111,15 @@ class Job:
         """State, last step on the disk, last mean return and seconds left, by the folder, the locks, the end of the log and
         SLURM's queue (see `read_queue`)."""
         folder, step, evaluation, seconds_left = self.folder(), 0, None, None
-        with contextlib.suppress(OSError, ValueError):  # a file that is not there yet, or was just replaced
-            marks = {int(path.name.split(".")[0]): path.stat().st_mtime for path in Path(folder or "-").glob("checkpoints/*.pt")}
-            (step1, time1), (step, time2) = [(0, 0.0), (0, 0.0), *sorted(marks.items())][-2:]
-            if time1 > (folder / "args.json").stat().st_mtime:  # which is written at each start
-                seconds_left = (self.args["total_timesteps"] - step) * (time2 - time1) / (step - step1) - (time.time() - time2)
-            last_row = (folder / "evaluations.csv").read_text().splitlines()[-1].split(",")
-            step, evaluation = max(step, int(last_row[0])), float(last_row[1])
+        if folder:
+            with contextlib.suppress(OSError, ValueError):  # a file that is not there yet, or was just replaced
+                marks = {int(path.name.split(".")[0]): path.stat().st_mtime for path in folder.glob("checkpoints/*.pt")}
+                (step1, time1), (step, time2) = [(0, 0.0), (0, 0.0), *sorted(marks.items())][-2:]
+                if time1 > (folder / "args.json").stat().st_mtime:  # which is written at each start
+                    seconds_left = (self.args["total_timesteps"] - step) / (step - step1) * (time2 - time1)
+                    seconds_left -= time.time() - time2
+                last_row = (folder / "evaluations.csv").read_text().splitlines()[-1].split(",")
+                step, evaluation = max(step, int(last_row[0])), float(last_row[1])
         if folder and (folder / "evaluation.json").exists():
             state, evaluation = "finished", json.loads((folder / "evaluation.json").read_text())["mean"]
         elif self.log.name in queue:
@@ -261,9 +263,9 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int) -> int:
                     running.append(job)
             if signals and not stopping:
                 stopping = True
-                tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
                 for job in running:
                     job.process.terminate()
+                tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
             if not bar.disable and time.monotonic() > shown + 15:
                 shown, rows = time.monotonic(), [(job.status({}), job.args["total_timesteps"]) for job in jobs]
                 bar.update(sum(most if state == "finished" else step for (state, step, *_), most in rows) - bar.n)

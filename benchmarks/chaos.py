@@ -3,7 +3,7 @@
     apt-get install slurm-wlm munge; pip install submitit
     python benchmarks/chaos.py --runs 20
 
-Starts a SLURM of one node in a temporary folder, submits the sweep with a time limit of one minute, and hits its runs at
+Starts a SLURM of one node in a temporary folder, submits the sweep with a time limit of two minutes, and hits its runs at
 random: preemption by another job, SIGUSR2, `scancel`, SIGKILL to the script, SIGKILL to the node's slurmd (started again
 at once, or after the node was given up), and the time limit. After each the same command is given again. Compared with
 undisturbed runs on this machine are the bytes of model.pt, best_model.pt and evaluations.csv and the returns of the final
@@ -40,7 +40,7 @@ FLAGS = (
     "--learning-starts 300 --buffer-size 2000 --batch-size 64 --hidden-sizes 64 64 --no-cuda "
     "--eval-frequency 1000 --eval-episodes 1 --checkpoint-frequency 400"
 )
-SETTINGS = {"one": "--num-envs 1", "two": "--num-envs 2"}
+SETTINGS = {"one": "--num-envs 1", "two": "--num-envs 2 --gradient-steps -1"}
 GIVEN_UP = 25  # seconds without its slurmd after which SLURM gives the node up (SlurmdTimeout is 20)
 
 
@@ -72,7 +72,7 @@ class Chaos:
     def submit(self) -> None:
         """Give the commands of the sweeps (again)."""
         for command in self.commands:
-            subprocess.run([*command, "--engine", "slurm", "--time", "1"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, "--engine", "slurm", "--time", "2"], check=True, stdout=subprocess.DEVNULL)
 
     def running(self) -> dict[str, str]:
         """The jobs whose scripts are being run: name of the run by SLURM's number."""
@@ -137,8 +137,9 @@ class Chaos:
         while self.unfinished():
             time.sleep(self.choose.uniform(0.5, 3))
             with contextlib.suppress(subprocess.CalledProcessError, AssertionError):  # a job that ended just now
-                if any(self.hits[name].total() < self.options.hits for name in self.running().values()):
-                    self.hit()
+                for _ in range(self.choose.randint(1, 3)):
+                    if any(self.hits[name].total() < self.options.hits for name in self.running().values()):
+                        self.hit()
             self.submit()
 
 
