@@ -48,7 +48,7 @@ JobCompType=jobcomp/none
 ReturnToService=2
 SlurmdTimeout=20
 KillWait=10
-MaxArraySize=1001
+MaxArraySize={array_size}
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus}
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=off State=UP
@@ -109,14 +109,15 @@ def start_slurmd(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def one_node_slurm(folder: Path, cpus: int = 4) -> Iterator[None]:
+def one_node_slurm(folder: Path, cpus: int = 4, array_size: int = 1001) -> Iterator[None]:
     """SLURM for as long as the context lasts, found by its commands through SLURM_CONF. Its jobs end with it."""
     folder = folder.resolve()
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     folder.chmod(0o755)  # munged refuses a folder that others may write to
     host = socket.gethostname().split(".")[0]
-    text = CONFIGURATION.format(folder=folder, host=host, user=getpass.getuser(), cpus=cpus, ports=free_ports(2))
+    values = {"folder": folder, "host": host, "user": getpass.getuser(), "cpus": cpus, "array_size": array_size}
+    text = CONFIGURATION.format(**values, ports=free_ports(2))
     (folder / "slurm.conf").write_text(text)
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)

@@ -3,6 +3,8 @@
 import copy
 import os
 import signal
+import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -150,6 +152,24 @@ class Failing(PendulumLike):
         return super().step(action)
 
 
+class Gate(PendulumLike):
+    """At its 250th step it writes a file at_the_gate_SEED, and goes on when there is a file named go."""
+
+    total, seed = 0, None
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed if seed is not None else self.seed
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.total += 1
+        if self.total == 250:
+            Path(f"at_the_gate_{self.seed}").touch()
+            while not Path("go").exists():
+                time.sleep(0.01)
+        return super().step(action)
+
+
 class Unfit(Toy):
     """Spaces that DDPG cannot take."""
 
@@ -175,5 +195,6 @@ gym.register("HugeReward-v0", NotFinite, kwargs={"field": "reward", "value": 1e3
 gym.register("UnboundedActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(-np.inf, np.inf, (1,))})
 gym.register("ImageObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
 gym.register("DictObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (1,)))})
+gym.register("Gate-v0", Gate)
 gym.register("Dying-v0", Failing, kwargs={"how": "die"})
 gym.register("Hanging-v0", Failing, kwargs={"how": "hang"})
