@@ -34,6 +34,7 @@ from training.arguments import (
     Discount,
     Environment,
     Evaluating,
+    Expectile,
     Experiment,
     Fraction,
     Name,
@@ -43,11 +44,10 @@ from training.arguments import (
 )
 from training.environments import check_finite, final_observations, make_envs
 from training.errors import UsageError
-from training.replay_buffer import ReplayBuffer
+from training.replay_buffer import ReplayBuffer, standard_normal
 from training.run import Run
 
 NOISES = {"gaussian": NormalActionNoise, "ou": OrnsteinUhlenbeckActionNoise}
-CRITIC_LOSSES = {"mse": F.mse_loss, "huber": F.smooth_l1_loss}
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
 NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
 
@@ -82,8 +82,17 @@ class Learning:
     """learning rate of the critic (None: --learning-rate)"""
     weight_decay: NonNegative = 0.0
     """decoupled weight decay (AdamW; at 0 it is Adam)"""
-    critic_loss: Literal["mse", "huber"] = "mse"
-    """loss of the TD error: its square, or smooth L1 with beta 1"""
+    critic_loss: Literal["mse", "huber", "expectile"] = "mse"
+    """loss of the TD error: its square; smooth L1 with beta 1, for rare large rewards; or the square weighted by its sign,
+    where the critic overestimates (eval/q_bias above zero; arXiv:2406.04081)"""
+    expectile: Expectile = 0.3
+    """with --critic-loss expectile: the weight of a target above the estimate (0.5 is the mean; below it the critic errs on
+    the low side)"""
+    policy_noise: NonNegative = 0.0
+    """target policy smoothing: standard deviation of noise on the target actor's action, in units of half the action range,
+    where the actor exploits narrow peaks of the critic (0: off; TD3 has 0.2; arXiv:1802.09477)"""
+    noise_clip: NonNegative = 0.5
+    """bound of that noise, in the same units"""
     reward_scale: Positive = 1.0
     """factor on the rewards that are learned from, never on those that are logged"""
 
@@ -116,17 +125,16 @@ class Networks:
 
 @dataclass
 class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
-    """Train a DDPG agent, continue its training, or evaluate it."""
+    """Train an agent, continue its training, or evaluate it."""
 
     exp_name: Name = Path(__file__).stem
-    wandb_project_name: str = "ddpg"
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """DDPG's actions are a vector, each component within finite bounds."""
+        """Actions are a vector, each component within finite bounds."""
         if not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, DDPG needs a flat Box")
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a flat Box")
         if not action_space.is_bounded():
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, DDPG needs finite bounds")
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must have finite bounds")
 
 
 def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
@@ -214,31 +222,41 @@ class DDPG:
         obs = torch.as_tensor(obs, device=self.device)
         return self.critic(obs, self.actor(obs)).cpu().numpy()
 
-    def critic_loss(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def critic_loss(self, batch, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean loss of the TD errors (Lillicrap et al., equation 4) of a batch, and the (B,) values Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
-        transition bootstraps like any other.
+        transition bootstraps like any other. `noise`, (B, A) standard normal, smooths the target policy (Fujimoto et al.,
+        2018, equation 14).
         """
         with torch.no_grad():
             next_actions = self.target_actor(batch.next_observations)
+            if noise is not None:
+                scale, bias = self.actor.action_scale, self.actor.action_bias
+                noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
+                next_actions = (next_actions + noise * scale).clamp(bias - scale, bias + scale)
             next_q_values = self.target_critic(batch.next_observations, next_actions)
             td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_q_values
         q_values = self.critic(batch.observations, batch.actions)
-        return CRITIC_LOSSES[self.args.critic_loss](q_values, td_target), q_values
+        if self.args.critic_loss == "huber":
+            return F.smooth_l1_loss(q_values, td_target), q_values
+        if self.args.critic_loss == "expectile":
+            weights = torch.where(td_target > q_values, self.args.expectile, 1 - self.args.expectile)
+            return (2 * weights * (td_target - q_values) ** 2).mean(), q_values
+        return F.mse_loss(q_values, td_target), q_values
 
     def actor_loss(self, batch) -> torch.Tensor:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
         return -self.critic(batch.observations, self.actor(batch.observations)).mean()
 
-    def update(self, batch, update_policy: bool) -> dict[str, torch.Tensor]:
-        """One step of the critic and, if asked, one of the actor and of both target networks.
+    def update(self, batch, update_policy: bool, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """One step of the critic and, if asked, one of the actor and of both target networks; `noise` as in `critic_loss`.
 
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss.
         """
         self.batch_mode(self.critic, True)
-        q_loss, q_values = self.critic_loss(batch)
+        q_loss, q_values = self.critic_loss(batch, noise)
         self.batch_mode(self.critic, False)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
@@ -306,9 +324,9 @@ class ExplorationNoise:
         """Draw (N, A) noise."""
         return self.scale(global_step) * self.half_range * self.processes()
 
-    def reset(self, ended: np.ndarray) -> None:
-        """Start the processes of the environments whose episode ended, (N,) bool, anew."""
-        self.processes.reset(np.flatnonzero(ended))
+    def reset(self, starting: np.ndarray) -> None:
+        """Start the processes of the environments where an episode starts, (N,) bool, anew."""
+        self.processes.reset(np.flatnonzero(starting))
 
     def state_dict(self) -> dict[str, Any]:
         """Where each Ornstein-Uhlenbeck process is."""
@@ -340,12 +358,15 @@ def train(args: Args) -> Path:
         noise = ExplorationNoise(spaces[1], args)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb, noise=noise)
-        noise.reset(envs.cut_off)
         obs = envs.observations
-        agent = run.begin(agent, acting=(obs,), learning=(rb.example_batch(args.batch_size),))
+        batch, noise_shape = rb.example_batch(args.batch_size), (args.batch_size, *spaces[1].shape)
+        target_noise = torch.zeros(noise_shape, device=run.device) if args.policy_noise else None
+        examples = [{"batch": batch, "noise": target_noise, "update_policy": flag} for flag in (True, False)]
+        agent = run.begin(agent, acting=(obs,), learning=examples)
 
         while run.unfinished:
             # Act: uniformly at random at first, then the actor's action plus noise, within the bounds.
+            noise.reset(envs.starting)
             if run.global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
@@ -358,13 +379,13 @@ def train(args: Args) -> Path:
             successors = final_observations(next_obs, infos)
             check_finite(run.global_step, observation=successors, reward=rewards)
             rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, [])
-            noise.reset(terminations | truncations)
             obs = next_obs
 
             # Learn.
             for update in run.updates_due():
                 batch = rb.sample(args.batch_size)
-                run.record(agent.update(batch, update_policy=update % args.policy_frequency == 0))
+                target_noise = standard_normal(noise_shape, run.device) if args.policy_noise else None
+                run.record(agent.update(batch, update_policy=update % args.policy_frequency == 0, noise=target_noise))
             run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
         run.finish(agent)
     return run.folder

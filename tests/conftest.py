@@ -14,10 +14,14 @@ import toys  # noqa: E402  registers the toy environments
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 import ddpg_continuous_action as ddpg  # noqa: E402
+import dqn  # noqa: E402
+import sac_continuous_action as sac  # noqa: E402
+
+AGENTS = {ddpg: "DDPG", sac: "SAC", dqn: "DQN"}  # the scripts and the names of their agents
 
 
-def quick_args(**changes) -> ddpg.Args:
-    """Arguments of a run that takes a second."""
+def quick_args(script=ddpg, **changes):
+    """Arguments of a run of a script that takes a second."""
     values = {
         "env_id": "Pendulum-like-v0",
         "total_timesteps": 300,
@@ -27,7 +31,7 @@ def quick_args(**changes) -> ddpg.Args:
         "eval_frequency": 0,
         "cuda": False,
     }
-    return ddpg.Args(**(values | changes))
+    return script.Args(**(values | changes))
 
 
 def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
@@ -38,11 +42,11 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Train in an empty working directory: `run(args, agent_class)` gives .run_dir, .rb, .agent, .scalars."""
+    """Train in an empty working directory: of any script: `run(args, agent_class)` gives .run_dir, .rb, .agent, .scalars."""
     monkeypatch.chdir(tmp_path)
 
-    def run(args: ddpg.Args, agent_class: type = ddpg.DDPG) -> SimpleNamespace:
-        parts = SimpleNamespace()
+    def run(args, agent_class: type | None = None) -> SimpleNamespace:
+        parts, script = SimpleNamespace(), sys.modules[type(args).__module__]
 
         def keep(name: str, make: type):
             def made(*values, **named):
@@ -53,9 +57,9 @@ def run(monkeypatch, tmp_path):
 
         toys.RECEIVED.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(ddpg, "ReplayBuffer", keep("rb", ddpg.ReplayBuffer))
-            patch.setattr(ddpg, "DDPG", keep("agent", agent_class))
-            parts.run_dir = ddpg.train(args)
+            patch.setattr(script, "ReplayBuffer", keep("rb", script.ReplayBuffer))
+            patch.setattr(script, AGENTS[script], keep("agent", agent_class or getattr(script, AGENTS[script])))
+            parts.run_dir = script.train(args)
         parts.scalars = scalars(parts.run_dir)
         return parts
 

@@ -1,9 +1,11 @@
 """Run the script and signal it from within at an exact moment: python killed.py FUNCTION N SIGNALS [its arguments].
 
 FUNCTION is one of the names in `MOMENTS`; at its N-th call, counted from 1, each of SIGNALS ("KILL", "TERM,TERM") is
-sent to this process, or to its group ("GROUP-INT", as Ctrl-C does). With N = 0 nothing happens.
+sent to this process, or to its group ("GROUP-INT", as Ctrl-C does). With N = 0 nothing happens. The environment variable
+SCRIPT names another script than DDPG's.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -11,18 +13,19 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-import ddpg_continuous_action as ddpg  # noqa: E402
 from training import checkpoints, evaluation, run  # noqa: E402
 
+script = importlib.import_module(os.environ.get("SCRIPT", "ddpg_continuous_action"))
+agent = next(value for name, value in vars(script).items() if name in ("DDPG", "SAC", "DQN"))
 MOMENTS = {
-    "step": (ddpg.ReplayBuffer, "add"),
-    "update": (ddpg.DDPG, "update"),
+    "step": (script.ReplayBuffer, "add"),
+    "update": (agent, "update"),
     "write": (checkpoints, "write_file"),
     "fsync": (os, "fsync"),
     "rename": (Path, "rename"),
     "evaluate": (run, "evaluate"),
     "final": (evaluation, "load_model"),
-    "episode": (ddpg.DDPG, "value"),
+    "episode": (agent, "value"),
 }
 
 
@@ -45,4 +48,4 @@ if __name__ == "__main__":
     moment, number, signals = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     signal_at_call(*MOMENTS[moment], number, signals)
     sys.argv[1:] = sys.argv[4:]
-    ddpg.main()
+    script.main()

@@ -21,6 +21,7 @@ from test_train import digest
 
 import ddpg_continuous_action as ddpg
 from training import acceleration, setup
+from training.replay_buffer import standard_normal
 
 OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -36,7 +37,9 @@ def filled_buffer(device: torch.device, size: int = 200) -> ddpg.ReplayBuffer:
 
 def accelerated(agent, mode: str, rb: ddpg.ReplayBuffer, num_envs: int = 1):
     """What a run would go on with."""
-    return acceleration.accelerate(agent, mode, (np.zeros((num_envs, 5), np.float32),), (rb.example_batch(16),))
+    batch, noise = rb.example_batch(16), torch.zeros(16, 2, device=rb.device) if agent.args.policy_noise else None
+    examples = [{"batch": batch, "noise": noise, "update_policy": flag} for flag in (True, False)]
+    return acceleration.accelerate(agent, mode, (np.zeros((num_envs, 5), np.float32),), examples)
 
 
 def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
@@ -45,7 +48,10 @@ def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
     args = quick_args(accelerate=accelerate, cuda=device == "cuda", **changes)
     agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device))
     agent = accelerated(agent, args.accelerate, rb)
-    losses = [agent.update(rb.sample(16), update_policy=update % 3 == 2) for update in range(updates)]
+    losses = []
+    for update in range(updates):
+        batch, noise = rb.sample(16), standard_normal((16, 2), rb.device) if args.policy_noise else None
+        losses.append(agent.update(batch, update_policy=update % 3 == 2, noise=noise))
     return agent, losses, rb
 
 
@@ -146,6 +152,7 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     [
         ({}, 1e-6),  # other orders of summation
         ({"normalization": "layer", "critic_loss": "huber", "weight_decay": 1.0}, 1e-5),
+        ({"critic_loss": "expectile", "policy_noise": 0.2}, 1e-5),
         ({"normalization": "batch"}, 4e-3),  # a bias before it has no gradient but rounding, and Adam makes 12 steps of that
     ],
 )
@@ -166,7 +173,7 @@ def test_compiled_runs_are_the_same_twice(run, capsys):
     assert capsys.readouterr().out.count("--accelerate compile: built in") == 2
 
 
-@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}])
+@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, {"policy_noise": 0.2}])
 def test_captured_is_the_same_algorithm_bit_for_bit(stand_in, changes):
     same_algorithm("cudagraph", {}, **changes)
     assert len(stand_in.replays) == 2 + 12 + 3  # the first two in building: training's and evaluation's
@@ -223,8 +230,8 @@ def test_a_failed_build_trains_nothing_either(monkeypatch, capsys):
     agent, _, rb = trained("eager", updates=5)
     before, random = copy.deepcopy(agent.state_dict()), torch.get_rng_state()
 
-    def fails(agent, batch):
-        agent.update(batch, update_policy=True), torch.rand(1)
+    def fails(agent, learning):
+        agent.update(**learning[0]), torch.rand(1)
         raise RuntimeError("half way")
 
     monkeypatch.setattr(acceleration, "compile_agent", fails)

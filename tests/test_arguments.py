@@ -56,6 +56,8 @@ BAD = {
     "no number": ("--gamma high", "FLOAT"),
     "gamma above 1": ("--gamma 1.01", "between 0 and 1"),
     "gamma below 0": ("--gamma -0.1", "between 0 and 1"),
+    "expectile 1": ("--critic-loss expectile --expectile 1", "above 0 and below 1"),
+    "negative smoothing": ("--policy-noise -0.1", "0 or more"),
     "tau 0": ("--tau 0", "above 0 and at most 1"),
     "tau above 1": ("--tau 1.5", "above 0 and at most 1"),
     "negative noise": ("--exploration-noise -0.1", "0 or more"),
@@ -134,7 +136,7 @@ def test_a_run_that_never_learns_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_every_float_is_checked_for_nan():
-    assert sum(name.startswith("NaN") for name in BAD) == 12
+    assert sum(name.startswith("NaN") for name in BAD) == 15
 
 
 def test_runs_that_cannot_be_written(tmp_path):

@@ -90,6 +90,46 @@ def test_huber_loss_of_a_hand_computed_batch():
     assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
 
 
+def test_expectile_loss_of_a_hand_computed_batch():
+    """TD errors 2 (target above the estimate) and -3: weights 2 x 0.3 and 2 x 0.7; at 0.5 it is the mean square."""
+    for expectile, expected in ((0.3, (0.6 * 4 + 1.4 * 9) / 2), (0.5, (4 + 9) / 2)):
+        agent = agent_with(critic_loss="expectile", expectile=expectile, gamma=0.0)
+        agent.critic = lambda obs, actions: 0 * actions[:, 0]
+        loss, _ = agent.critic_loss(batch_of(2)._replace(rewards=torch.tensor([[2.0], [-3.0]])))
+        assert loss.item() == pytest.approx(expected)
+
+
+def test_target_policy_smoothing_by_hand():
+    """Noise of 0.2 half ranges, at most 0.5, on the target actor's action, within the bounds of each dimension ([0, 2] and
+    [-3, 1])."""
+    agent, seen = agent_with(policy_noise=0.2, noise_clip=0.5), []
+    agent.target_actor = lambda obs: torch.tensor([[1.0, 0.5]]).expand(len(obs), 2)
+    agent.target_critic = lambda obs, actions: seen.append(actions) or 0 * actions[:, 0]
+    noise = torch.tensor([[1.0, -1.0], [9.0, 9.0], [-2.0, 0.0]])
+    agent.critic_loss(batch_of(3), noise)
+    torch.testing.assert_close(seen[0], torch.tensor([[1.2, 0.1], [1.5, 1.0], [0.6, 0.5]]))
+    agent.critic_loss(batch_of(3))  # without noise, the target actor's own
+    torch.testing.assert_close(seen[1], torch.tensor([[1.0, 0.5]]).expand(3, 2))
+
+
+def test_smoothing_draws_fresh_noise_for_each_update_and_none_if_off(run):
+    draws = []
+
+    class Listening(Idle):
+        def update(self, batch, update_policy, noise=None):
+            draws.append(noise)
+            return {}
+
+    run(quick_args(policy_noise=0.3), Listening)
+    assert all(noise.shape == (16, 2) and noise.dtype == torch.float32 for noise in draws)
+    drawn = torch.stack(draws)
+    assert len(drawn) == 200 == len(drawn.flatten(1).unique(dim=0))
+    assert abs(drawn.std() - 1) < 0.05 and abs(drawn.mean()) < 0.05
+    draws.clear()
+    run(quick_args(), Listening)
+    assert draws == [None] * 200
+
+
 @pytest.mark.parametrize(("activation", "layer"), [("relu", nn.ReLU), ("leaky_relu", nn.LeakyReLU), ("tanh", nn.Tanh)])
 def test_hidden_sizes_and_activation(activation, layer):
     agent = agent_with(hidden_sizes=(7, 5, 3), activation=activation)
@@ -178,7 +218,7 @@ def test_training_points(run, num_envs, train_frequency, gradient_steps, points,
             calls.append("act")
             return super().act(obs)
 
-        def update(self, batch, update_policy):
+        def update(self, batch, update_policy, noise=None):
             calls.append(update_policy)
             return {}
 

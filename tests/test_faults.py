@@ -422,7 +422,7 @@ def test_poisoned_weights_are_not_saved(run, tmp_path):
     class Poisoned(ddpg.DDPG):
         updates = 0
 
-        def update(self, batch, update_policy):
+        def update(self, batch, update_policy, noise=None):
             self.updates += 1
             if self.updates == 60:
                 torch.nn.init.constant_(self.target_critic.q_value.bias, float("nan"))

@@ -14,7 +14,7 @@ import ddpg_continuous_action as ddpg
 class Idle(ddpg.DDPG):
     """Acts and never learns."""
 
-    def update(self, batch, update_policy):
+    def update(self, batch, update_policy, noise=None):
         return {}
 
 
@@ -105,7 +105,7 @@ def test_updates_follow_the_clock(run, num_envs):
     calls = []
 
     class Counting(ddpg.DDPG):
-        def update(self, batch, update_policy):
+        def update(self, batch, update_policy, noise=None):
             assert batch.observations.shape == (16, 3)
             calls.append(update_policy)
             return super().update(batch, update_policy)

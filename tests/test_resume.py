@@ -15,9 +15,11 @@ SHORT = (
 )
 
 
-def run_killed(cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL") -> subprocess.CompletedProcess:
+def run_killed(
+    cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL", script: str = "ddpg_continuous_action"
+) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), signals, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
     return subprocess.run(
         command,
         cwd=cwd,
@@ -40,13 +42,13 @@ def uninterrupted(tmp_path_factory):
     """The fingerprint of a run left alone, computed once for each command line."""
     known = {}
 
-    def uninterrupted(arguments: str) -> dict[str, str]:
-        if arguments not in known:
+    def uninterrupted(arguments: str, script: str = "ddpg_continuous_action") -> dict[str, str]:
+        if (script, arguments) not in known:
             cwd = tmp_path_factory.mktemp("uninterrupted")
-            done = run_killed(cwd, "step", 0, *arguments.split())
+            done = run_killed(cwd, "step", 0, *arguments.split(), script=script)
             assert done.returncode == 0, done.stderr
-            known[arguments] = fingerprint(only_run(cwd))
-        return known[arguments]
+            known[script, arguments] = fingerprint(only_run(cwd))
+        return known[script, arguments]
 
     return uninterrupted
 

@@ -49,7 +49,7 @@ def choose_mode(args: Args, device: torch.device, global_step: int, began_with: 
     return "compile"
 
 
-def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequence[Any]) -> Any:
+def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequence[dict[str, Any]]) -> Any:
     """A stand-in for `agent` with a faster `update` and `act`; the agent itself where there is none, and a line says why.
 
     The stand-in shares the agent's networks and optimisers. Building it trains nothing. Afterwards, load a state with the
@@ -59,17 +59,17 @@ def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequenc
         mode: eager, compile or cudagraph.
         acting: arguments of `act` in training, shaped like those to come: observations and whatever else. (Evaluation acts
             on one observation.)
-        learning: arguments of `update`, shaped like those to come: a batch, then tensors; for captured graphs, also in their
-            place.
+        learning: arguments of `update` by name, shaped like those to come: a set for each combination of its flags. Captured
+            graphs will read their input where these tensors are.
     """
     if mode == "eager":
         return agent
     before, start_time = copy.deepcopy(agent.state_dict()), time.perf_counter()
     try:
         with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
-            for update_policy in (True, False):
-                agent.update(*learning, update_policy=update_policy)  # makes the optimisers allocate their state
-            stand_in = {"compile": compile_agent, "cudagraph": capture_agent}[mode](agent, *learning)
+            for arguments in learning:
+                agent.update(**arguments)  # makes the optimisers allocate their state
+            stand_in = {"compile": compile_agent, "cudagraph": capture_agent}[mode](agent, learning)
             stand_in.load_state_dict = partial(restore, stand_in)
             for arrays in (acting, (acting[0][:1],)):
                 stand_in.act(*arrays)
@@ -81,6 +81,13 @@ def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequenc
         return agent
     finally:
         restore(agent, before)
+
+
+def split_arguments(arguments: dict[str, Any]) -> tuple[tuple[bool, ...], list[torch.Tensor]]:
+    """The flags and the tensors, the batch's first, among the arguments of an update, in the order of their names."""
+    others = [arguments[name] for name in sorted(arguments) if name != "batch"]
+    tensors = [value for value in others if isinstance(value, torch.Tensor)]
+    return tuple(value for value in others if isinstance(value, bool)), [*arguments["batch"][:5], *tensors]
 
 
 def restore(agent, state: dict[str, Any]) -> None:
@@ -100,37 +107,37 @@ def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
             tensor.copy_(values[name] if values else torch.zeros_like(tensor))
 
 
-def compile_agent(agent, batch: ReplayBufferSamples, *others: torch.Tensor) -> Any:
-    """A stand-in with `update` as two compiled functions, with and without the policy, and `policy` as one for each shape."""
+def compile_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
+    """A stand-in with a compiled function for each combination of `update`'s flags, and one of `policy` for each shape."""
     traced, stand_in = copy.copy(agent), copy.copy(agent)
     for name, part in vars(agent).items():
         if isinstance(part, torch.optim.Optimizer):
             setattr(traced, name, TraceableAdamW(part))  # its own step is one kernel, which nothing can be fused with
-    parts = tuple(batch[:5])
     updates = {}
-    for update_policy in (True, False):
+    for arguments in learning:
+        names = sorted(name for name, value in arguments.items() if isinstance(value, torch.Tensor))
 
-        def update(*tensors: torch.Tensor, update_policy: bool = update_policy) -> dict[str, torch.Tensor]:
-            rest = tensors[len(parts) :]
-            return traced.update(ReplayBufferSamples(*tensors[: len(parts)]), *rest, update_policy=update_policy)
+        def update(*tensors: torch.Tensor, arguments: dict = arguments, names: list = names) -> dict[str, torch.Tensor]:
+            named = dict(zip(names, tensors[5:], strict=True))
+            return traced.update(**arguments | named | {"batch": ReplayBufferSamples(*tensors[:5])})
 
-        updates[update_policy] = compile_function(update, (*parts, *others))
+        flags, tensors = split_arguments(arguments)
+        updates[flags] = compile_function(update, tensors)
 
     @cache
     def policy_for(*shapes: torch.Size) -> Callable:
-        return compile_function(
-            lambda *tensors: agent.policy(*tensors), tuple(torch.zeros(shape, device=agent.device) for shape in shapes)
-        )
+        return compile_function(lambda *tensors: agent.policy(*tensors), [torch.zeros(s, device=agent.device) for s in shapes])
 
-    def update(batch: ReplayBufferSamples, *others: torch.Tensor, update_policy: bool) -> dict[str, torch.Tensor]:
-        return updates[bool(update_policy)](*batch[:5], *others)
+    def fast_update(batch: ReplayBufferSamples, **named: Any) -> dict[str, torch.Tensor]:
+        flags, tensors = split_arguments(named | {"batch": batch})
+        return updates[flags](*tensors)
 
-    stand_in.update = update
+    stand_in.update = fast_update
     stand_in.policy = lambda *tensors: policy_for(*(tensor.shape for tensor in tensors))(*tensors)
     return stand_in
 
 
-def compile_function(function: Callable, inputs: tuple[torch.Tensor, ...]) -> Callable:
+def compile_function(function: Callable, inputs: list[torch.Tensor]) -> Callable:
     """A function compiled for inputs laid out like these; the other tensors it reads and writes stay where they are.
 
     Not `torch.compile`: its checks before each call take a tenth of a millisecond, and it breaks its graph at an optimiser's
@@ -140,7 +147,7 @@ def compile_function(function: Callable, inputs: tuple[torch.Tensor, ...]) -> Ca
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
     with torch.no_grad():
-        return torch._inductor.compile(graph, list(inputs), options={"cpp_wrapper": True})
+        return torch._inductor.compile(graph, inputs, options={"cpp_wrapper": True})
 
 
 class TraceableAdamW:
@@ -163,35 +170,34 @@ class TraceableAdamW:
             parameter.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() / correction + group["eps"]))
 
 
-def capture_agent(agent, batch: ReplayBufferSamples, *others: torch.Tensor) -> Any:
-    """A stand-in with `update` as two CUDA graphs, with and without the policy, and `act` as one for each shape.
+def capture_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
+    """A stand-in with a CUDA graph for each combination of `update`'s flags, and one of `policy` for each shape.
 
     `act` runs on a stream of its own that waits for the last update of the policy, no more: while the device still trains
     the critic, the environments step.
     """
     stand_in, names, updates = copy.copy(agent), {}, {}
     acting, policy_ready = torch.cuda.Stream(), torch.cuda.Event()
-    inputs = (*batch[:5], *others)
     acting.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(acting):  # cuBLAS and autograd need a warm-up before a capture, and not on the default stream
-        for update_policy in (True, False) * 3:
-            names[update_policy] = tuple(agent.update(batch, *others, update_policy=update_policy))
+        for arguments in [*learning] * 3:
+            names[split_arguments(arguments)[0]] = tuple(agent.update(**arguments))
     torch.cuda.current_stream().wait_stream(acting)
-    for update_policy in names:
-        updates[update_policy] = capture(
-            lambda flag=update_policy: torch.stack(tuple(agent.update(batch, *others, update_policy=flag).values()))
-        )
+    for arguments in learning:
+        flags, places = split_arguments(arguments)
+        updates[flags] = capture(lambda arguments=arguments: torch.stack(tuple(agent.update(**arguments).values()))), places
     policy_ready.record()
 
-    def update(new_batch: ReplayBufferSamples, *new_others: torch.Tensor, update_policy: bool) -> dict[str, torch.Tensor]:
-        for place, values in zip(inputs, (*new_batch[:5], *new_others), strict=True):
+    def update(batch: ReplayBufferSamples, update_policy: bool, **named: Any) -> dict[str, torch.Tensor]:
+        flags, tensors = split_arguments(named | {"batch": batch, "update_policy": update_policy})
+        (replay, losses), places = updates[flags]
+        for place, values in zip(places, tensors, strict=True):
             if place.data_ptr() != values.data_ptr():  # the replay buffer samples into that place already
                 place.copy_(values)
-        replay, losses = updates[bool(update_policy)]
         replay()
         if update_policy:
             policy_ready.record()
-        return dict(zip(names[bool(update_policy)], losses.clone(), strict=True))  # the next replay overwrites `losses`
+        return dict(zip(names[flags], losses.clone(), strict=True))  # the next replay overwrites `losses`
 
     @cache
     def policy_for(*shapes: torch.Size) -> tuple[list[torch.Tensor], Callable[[], None], torch.Tensor]:

@@ -92,12 +92,12 @@ class TrainingEnvs(gym.vector.VectorWrapper):
 
     Attributes:
         observations: the (N, O) observations to act on next.
-        cut_off: (N,) bool, which environments `load_state_dict` could not bring back.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv):
-        super().__init__(env)
-        self.cut_off = np.zeros(env.num_envs, bool)
+    @property
+    def starting(self) -> np.ndarray:
+        """(N,) bool: which environments are at the first observation of an episode."""
+        return np.array([not episode["actions"] for episode in self.episodes])
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         if seed is not None:
@@ -136,13 +136,12 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         ]
         self.observations = state["observations"].numpy().copy()
         same = (np.stack(self.unwrapped.call("replay", self.episodes)) == self.observations).all(axis=1)
-        self.cut_off = ~same
         self.env.episode_returns[:] = state["episode_returns"]
         self.env.episode_lengths[:] = state["episode_lengths"]
-        if self.cut_off.any():
-            fresh_observations, infos = self.env.reset(options={"reset_mask": self.cut_off})
-            self.observations[self.cut_off] = fresh_observations[self.cut_off]
-            for index in np.flatnonzero(self.cut_off):
+        if not same.all():
+            fresh_observations, infos = self.env.reset(options={"reset_mask": ~same})
+            self.observations[~same] = fresh_observations[~same]
+            for index in np.flatnonzero(~same):
                 print(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
                 self.episodes[index] = {"start": infos["start"][index], "actions": []}
         self.action_space.np_random.bit_generator.state = state["action_space"]

@@ -47,6 +47,10 @@ def evaluate(
     episode cut off by a time limit would have gone on, so there the return is completed with the critic's own value
     of the last observation; close to such an end the two share their error, and q_bias shows less of it.
 
+    A critic may count more than a greedy episode shows (its policy's noise, a bonus beside the rewards). Such an agent has
+    `state_value(obs)`, what the critic expects from a state: what that has beyond `value` is added to each return that
+    follows, so that q_bias is zero for a critic that is right.
+
     Returns:
         undiscounted returns (episodes,), lengths in steps (episodes,) and q_bias.
 
@@ -66,11 +70,16 @@ def evaluate(
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
             observations.append(obs)
             rewards.append(float(reward))
-        values = agent.value(np.stack(observations)) / args.reward_scale  # in units of the rewards themselves
-        discounted_return = 0.0 if terminated else float(values[-1])
-        for value, reward in zip(values[-2::-1], reversed(rewards), strict=True):
-            discounted_return = reward + args.gamma * discounted_return
-            q_errors.append(value - discounted_return)
+        observations = np.stack(observations)
+        values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
+        surplus = np.zeros(len(values))
+        if hasattr(agent, "state_value"):
+            surplus = agent.state_value(observations) / args.reward_scale - values
+        discounted_return = 0.0 if terminated else float(values[-1] + surplus[-1])
+        for step in reversed(range(len(rewards))):
+            discounted_return = rewards[step] + args.gamma * discounted_return
+            q_errors.append(values[step] - discounted_return)
+            discounted_return += surplus[step]
         if not math.isfinite(sum(rewards)):
             raise TrainingError(f"evaluation: the return of episode {episode} is not finite")
         returns.append(sum(rewards))

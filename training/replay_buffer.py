@@ -54,6 +54,11 @@ class ReplayBuffer(buffers.ReplayBuffer):
         self.pos, self.full = state["pos"], state["full"]
 
 
+def standard_normal(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Standard normal draws, from NumPy's generator: compiled and captured functions then hold no random state."""
+    return torch.as_tensor(np.random.standard_normal(shape).astype(np.float32), device=device)
+
+
 def buffer_bytes(observation_size: int, action_size: int, buffer_size: int) -> int:
     """Bytes of a replay buffer: two observations, an action, a reward and a termination a transition, float32 each."""
     return buffer_size * 4 * (2 * observation_size + action_size + 2)

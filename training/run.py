@@ -139,11 +139,12 @@ class Run:
                 print(f"{name} was {began[name]} and is now {self.settings[name]}: results may differ in rounding")
         self.checkpoint = None  # lets go of the file
 
-    def begin(self, agent: Any, acting: Sequence[np.ndarray], learning: Sequence[Any]) -> Any:
+    def begin(self, agent: Any, acting: Sequence[np.ndarray], learning: Sequence[dict[str, Any]]) -> Any:
         """The agent to go on with, accelerated if the run is; first makes up an evaluation that a signal interrupted.
 
         Args:
-            acting, learning: example arguments of the agent's `act` and `update`.
+            acting: example arguments of the agent's `act`.
+            learning: example arguments of its `update` by name, a set for each combination of its flags.
         """
         check_finite(self.global_step, observation=acting[0])
         if not self.unfinished and self.has_final_evaluation:

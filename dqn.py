@@ -1,0 +1,293 @@
+"""Deep Q-Network (DQN) for discrete actions, or for continuous ones in bins: the whole algorithm.
+
+Papers: Mnih et al., 2015, "Human-level control through deep reinforcement learning", doi:10.1038/nature14236 (algorithm 1 is
+`train` and `DQN.update` below); van Hasselt et al., 2016, "Deep reinforcement learning with double Q-learning",
+arXiv:1509.06461, for --double-q.
+
+    python dqn.py --env-id CartPole-v1        # train; everything lands in runs/<run name>/
+    python dqn.py --resume runs/<run name>    # go on after a crash, as if it had not happened
+    python dqn.py --evaluate runs/<run name>  # evaluate (and with --capture-video, film) a run
+
+What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
+"""
+
+import copy
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from training import command_line
+from training.arguments import (
+    Checkpoints,
+    Count,
+    CountOrAll,
+    CountOrZero,
+    Discount,
+    Environment,
+    Evaluating,
+    Experiment,
+    Fraction,
+    Name,
+    Positive,
+    Probability,
+    Sizes,
+)
+from training.environments import check_finite, final_observations, make_envs
+from training.errors import UsageError
+from training.replay_buffer import ReplayBuffer
+from training.run import Run
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
+MAX_ACTIONS = 4096  # more are no table that a network learns: with --bins, their number grows with each dimension
+
+
+@dataclass
+class Learning:
+    """The learner; the defaults are CleanRL's."""
+
+    total_timesteps: Count = 500_000
+    """environment steps to train for, counted over all environments"""
+    learning_starts: CountOrZero = 10_000
+    """environment steps before learning starts"""
+    train_frequency: Count = 10
+    """environment steps, over all environments, between two training points (at most one per step of them all)"""
+    gradient_steps: CountOrAll = 1
+    """updates at each training point (-1: as many as environment steps were taken since the last one)"""
+    target_network_frequency: Count = 500
+    """environment steps between two updates of the target network"""
+    buffer_size: Count = 10_000
+    """transitions kept in the replay buffer"""
+    batch_size: Count = 128
+    """transitions sampled for one update"""
+    gamma: Discount = 0.99
+    """discount factor"""
+    tau: Fraction = 1.0
+    """step of the target network towards the online one at each target update (1 copies it)"""
+    learning_rate: Positive = 2.5e-4
+    """learning rate of the optimiser"""
+    double_q: bool = False
+    """let the online network choose the next action and the target network value it, against over-estimation"""
+    reward_scale: Positive = 1.0
+    """factor on the rewards that are learned from, never on those that are logged"""
+
+
+@dataclass
+class Exploration:
+    """Random actions, and which actions there are."""
+
+    start_e: Probability = 1.0
+    """probability of a random action at the start"""
+    end_e: Probability = 0.05
+    """probability of a random action at the end"""
+    exploration_fraction: Fraction = 0.5
+    """share of --total-timesteps over which the probability falls, linearly"""
+    bins: Count | None = None
+    """values that each dimension of continuous actions (a Box) is cut into; needed for these alone"""
+
+
+@dataclass
+class Networks:
+    """The hidden layers of the Q-network."""
+
+    hidden_sizes: Sizes = (120, 84)
+    """units of each hidden layer"""
+    activation: Literal["relu", "leaky_relu", "tanh"] = "relu"
+    """activation after each hidden layer"""
+
+
+@dataclass
+class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
+    """Train an agent, continue its training, or evaluate it."""
+
+    exp_name: Name = Path(__file__).stem
+    env_id: str = "CartPole-v1"
+
+    def wrap(self, env: gym.Env) -> gym.Env:
+        """A Box of actions becomes a table of them, --bins for each dimension."""
+        if isinstance(env.action_space, gym.spaces.Box) and self.bins is not None:
+            number = self.bins**env.action_space.low.size
+            if number > MAX_ACTIONS:
+                raise UsageError(
+                    f"--bins {self.bins}: makes {number} actions of {env.action_space}, must make {MAX_ACTIONS} at most"
+                )
+            env = gym.wrappers.DiscretizeAction(env, self.bins)
+        return env
+
+    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        """Actions are a table, numbered from 0."""
+        if isinstance(action_space, gym.spaces.Box):
+            raise UsageError(
+                f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete, or be cut with --bins 3"
+            )
+        if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete, numbered from 0")
+
+
+class QNetwork(nn.Module):
+    """Q(s, .): (N, O) observations to (N, number of actions) values."""
+
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Discrete, args: Args):
+        super().__init__()
+        layers, inputs = [], observation_space.shape[0]
+        for units in args.hidden_sizes:
+            layers += [nn.Linear(inputs, units), ACTIVATIONS[args.activation]()]
+            inputs = units
+        self.network = nn.Sequential(*layers, nn.Linear(inputs, int(action_space.n)))
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.network(obs)
+
+
+class DQN:
+    """The agent: a Q-network, a target copy of it, and an optimiser.
+
+    Args:
+        observation_space, action_space: of one environment.
+        args: the hyperparameters.
+        device: where the networks live and learn.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Discrete, args: Args, device: torch.device):
+        self.args, self.device = args, device
+        self.q_network = QNetwork(observation_space, action_space, args).to(device)
+        self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
+        capturable = device.type == "cuda"  # the optimiser counts its steps where a graph can count them
+        parameters = self.q_network.parameters()
+        self.optimizer = torch.optim.AdamW(
+            parameters, lr=args.learning_rate, weight_decay=0.0, fused=True, capturable=capturable
+        )
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What a saved model consists of."""
+        return {"q_network": self.q_network, "target_network": self.target_network}
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """The greedy actions: (N, O) observations to (N,) indices; of equal values, the first."""
+        return self.policy(torch.as_tensor(obs, device=self.device)).cpu().numpy()
+
+    @torch.no_grad()
+    def policy(self, obs: torch.Tensor) -> torch.Tensor:
+        """What `act` computes, on the device."""
+        return self.q_network(obs).argmax(dim=1)
+
+    @torch.no_grad()
+    def value(self, obs: np.ndarray) -> np.ndarray:
+        """What the network expects of acting greedily, max Q(s, a): (N, O) observations to (N,) values."""
+        return self.q_network(torch.as_tensor(obs, device=self.device)).amax(dim=1).cpu().numpy()
+
+    def q_loss(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean squared TD error of a batch (algorithm 1), and the (B,) values Q(s, a).
+
+        `batch.actions` are (B, 1) indices. `batch.dones` marks terminations only: an episode that a time limit cut off had
+        a future, so its last transition bootstraps like any other.
+        """
+        with torch.no_grad():
+            next_q_values = self.target_network(batch.next_observations)
+            if self.args.double_q:  # van Hasselt et al., equation 4
+                next_actions = self.q_network(batch.next_observations).argmax(dim=1, keepdim=True)
+                next_q_values = next_q_values.gather(1, next_actions).squeeze(1)
+            else:
+                next_q_values = next_q_values.amax(dim=1)
+            td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_q_values
+        q_values = self.q_network(batch.observations).gather(1, batch.actions.long()).squeeze(1)
+        return F.mse_loss(q_values, td_target), q_values
+
+    def update(self, batch, update_policy: bool = True) -> dict[str, torch.Tensor]:
+        """One step of the Q-network, and so of the policy.
+
+        Returns:
+            detached scalars, still on the device: q_loss and q_est.
+        """
+        q_loss, q_values = self.q_loss(batch)
+        self.optimizer.zero_grad()
+        q_loss.backward()
+        self.optimizer.step()
+        return {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """target <- (1 - tau) target + tau online."""
+        torch._foreach_lerp_(list(self.target_network.parameters()), list(self.q_network.parameters()), self.args.tau)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the agent is: its networks and its optimiser."""
+        networks = {name: network.state_dict() for name, network in self.networks.items()}
+        return {"networks": networks, "optimizers": {"q_network": self.optimizer.state_dict()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what `state_dict` described, with this agent's own learning rate."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        own = self.optimizer.state_dict()["param_groups"]  # those of the state have its learning rate and device options
+        self.optimizer.load_state_dict({"state": state["optimizers"]["q_network"]["state"], "param_groups": own})
+
+
+def epsilon(args: Args, global_step: int) -> float:
+    """The probability of a random action at a step: falling linearly, then constant."""
+    progress = min(1.0, global_step / (args.exploration_fraction * args.total_timesteps))
+    return args.start_e + progress * (args.end_e - args.start_e)
+
+
+def train(args: Args) -> Path:
+    """Algorithm 1 of Mnih et al. (2015); then the best of the agent is evaluated.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        UsageError: before anything is created, if the arguments or the environment do not fit.
+        TrainingError: if an action, an observation, a reward, a loss or a weight is not finite, if the disk stays full,
+            or if a process of the asynchronous environments fails.
+        Stopped: after a checkpoint, if a signal asked for it.
+    """
+    with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
+        spaces = envs.single_observation_space, envs.single_action_space
+        agent = DQN(*spaces, args, run.device)
+        # What we store is the termination alone: a time limit is no terminal state.
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
+        envs.reset(seed=args.seed)
+        run.resume(environments=envs, agent=agent, replay_buffer=rb)
+        obs = envs.observations
+        examples = [{"batch": rb.example_batch(args.batch_size), "update_policy": True}]
+        agent = run.begin(agent, acting=(obs,), learning=examples)
+
+        while run.unfinished:
+            # Act: in each environment at random with probability epsilon, otherwise greedily.
+            explore = np.random.random(args.num_envs) < epsilon(args, run.global_step)
+            actions = envs.action_space.sample()
+            if not explore.all():
+                actions = np.where(explore, actions, agent.act(obs))
+            check_finite(run.global_step, action=actions)  # MuJoCo would take a NaN for a zero
+            next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+            run.global_step += args.num_envs
+
+            # Store: next_obs of an ended episode is the first of the next one, not its successor.
+            successors = final_observations(next_obs, infos)
+            check_finite(run.global_step, observation=successors, reward=rewards)
+            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, [])
+            obs = next_obs
+
+            # Learn.
+            for _ in run.updates_due():
+                run.record(agent.update(rb.sample(args.batch_size), update_policy=True))
+            if run.global_step > args.learning_starts and run.due(args.target_network_frequency):
+                agent.update_target()
+            run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
+        run.finish(agent)
+    return run.folder
+
+
+def main() -> None:
+    command_line.main(Args, DQN, train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,374 @@
+"""Soft Actor-Critic (SAC) for continuous control: the whole algorithm.
+
+Papers: Haarnoja et al., 2018, "Soft actor-critic", arXiv:1801.01290, and "Soft actor-critic algorithms and applications",
+arXiv:1812.05905 (algorithm 1 is `train` and `SAC.update` below). Three steps from DDPG: a stochastic policy (--num-critics 1
+--alpha 0 --no-autotune), the smaller of two critics (--num-critics 2 --alpha 0 --no-autotune), entropy (the defaults).
+
+    python sac_continuous_action.py --env-id Hopper-v4          # train; everything lands in runs/<run name>/
+    python sac_continuous_action.py --resume runs/<run name>    # go on after a crash, as if it had not happened
+    python sac_continuous_action.py --evaluate runs/<run name>  # evaluate (and with --capture-video, film) a run
+
+What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
+"""
+
+import copy
+import math
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from training import command_line
+from training.arguments import (
+    Checkpoints,
+    Count,
+    CountOrAll,
+    CountOrZero,
+    Discount,
+    Environment,
+    Evaluating,
+    Experiment,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Sizes,
+)
+from training.environments import check_finite, final_observations, make_envs
+from training.errors import UsageError
+from training.replay_buffer import ReplayBuffer, standard_normal
+from training.run import Run
+
+LOG_STD_MIN, LOG_STD_MAX = -5, 2
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
+NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm}
+
+
+@dataclass
+class Learning:
+    """The learner; the defaults are CleanRL's."""
+
+    total_timesteps: Count = 1_000_000
+    """environment steps to train for, counted over all environments"""
+    learning_starts: CountOrZero = 5_000
+    """environment steps of uniformly random actions before the actor acts and learning starts"""
+    train_frequency: Count = 1
+    """environment steps, over all environments, between two training points (at most one per step of them all)"""
+    gradient_steps: CountOrAll = 1
+    """critic updates at each training point (-1: as many as environment steps were taken since the last one)"""
+    policy_frequency: Count = 2
+    """critic updates between updates of the actor, which are then as many"""
+    target_network_frequency: Count = 1
+    """critic updates per update of the target networks"""
+    buffer_size: Count = 1_000_000
+    """transitions kept in the replay buffer"""
+    batch_size: Count = 256
+    """transitions sampled for one update"""
+    gamma: Discount = 0.99
+    """discount factor"""
+    tau: Fraction = 0.005
+    """step of the target networks towards the online ones at each target update (1 copies them)"""
+    policy_lr: Positive = 3e-4
+    """learning rate of the actor"""
+    q_lr: Positive = 1e-3
+    """learning rate of the critics and of the temperature"""
+    num_critics: Count = 2
+    """critics; the smallest of their values counts"""
+    reward_scale: Positive = 1.0
+    """factor on the rewards that are learned from, never on those that are logged"""
+
+
+@dataclass
+class Exploration:
+    """The entropy of the policy."""
+
+    alpha: NonNegative = 0.2
+    """temperature: the weight of the entropy beside the rewards"""
+    autotune: bool = True
+    """learn the temperature instead, so that the entropy tends to minus the number of action dimensions"""
+
+
+@dataclass
+class Networks:
+    """The hidden layers of the actor and of the critic."""
+
+    hidden_sizes: Sizes = (256, 256)
+    """units of each hidden layer"""
+    activation: Literal["relu", "leaky_relu", "tanh"] = "relu"
+    """activation after each hidden layer"""
+    normalization: Literal["none", "layer"] = "none"
+    """normalisation before each activation"""
+
+
+@dataclass
+class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
+    """Train an agent, continue its training, or evaluate it."""
+
+    exp_name: Name = Path(__file__).stem
+
+    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        """Actions are a vector, each component within finite bounds."""
+        if not (isinstance(action_space, gym.spaces.Box) and len(action_space.shape) == 1):
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a flat Box")
+        if not action_space.is_bounded():
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must have finite bounds")
+
+
+def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
+    """The hidden layers that `args` asks for: (N, inputs) to (N, last of hidden_sizes)."""
+    layers: list[nn.Module] = []
+    for units in args.hidden_sizes:
+        layers += [nn.Linear(inputs, units), NORMALIZATIONS[args.normalization](units), ACTIVATIONS[args.activation]()]
+        inputs = units
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))  # which costs a call
+
+
+class Critic(nn.Module):
+    """Q(s, a): (N, O) observations and (N, A) actions to (N,) values."""
+
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
+        super().__init__()
+        self.hidden = hidden_layers(observation_space.shape[0] + action_space.shape[0], args)
+        self.q_value = nn.Linear(args.hidden_sizes[-1], 1)
+
+    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        x = self.hidden(torch.cat([obs, action], dim=1))
+        return self.q_value(x).squeeze(-1)  # (N,), as rewards are: (N, 1) would broadcast to (N, N) in the TD error
+
+
+class Actor(nn.Module):
+    """pi(a|s), a Gaussian squashed by tanh: (N, O) observations and (N, A) standard normal noise to (N, A) actions inside the
+    bounds of the action space and their (N,) log probabilities. Zero noise gives the greedy action."""
+
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
+        super().__init__()
+        self.hidden = hidden_layers(observation_space.shape[0], args)
+        self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
+        self.log_std = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
+        low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
+        bias, scale = high / 2 + low / 2, high / 2 - low / 2
+        outside = (bias + scale > high) | (bias - scale < low)  # by rounding, one float at most
+        scale = np.where(outside, scale - np.spacing(np.maximum(abs(low), abs(high))), scale)
+        self.register_buffer("action_scale", torch.from_numpy(scale))
+        self.register_buffer("action_bias", torch.from_numpy(bias))
+
+    def forward(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.hidden(obs)
+        log_std = LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(self.log_std(x)) + 1) / 2
+        raw = self.mu(x) + log_std.exp() * noise
+        # The change of variables (1801.01290, equation 21): log da/draw = log(scale (1 - tanh(raw)^2)), in a form that
+        # neither overflows nor takes the logarithm of 0.
+        log_slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw)) + self.action_scale.log()
+        log_prob = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2 - log_slope
+        return torch.tanh(raw) * self.action_scale + self.action_bias, log_prob.sum(dim=1)
+
+
+class SAC:
+    """The agent: a stochastic actor, critics with a slowly moving target copy of each, and a temperature.
+
+    Args:
+        observation_space, action_space: of one environment.
+        args: the hyperparameters.
+        device: where the networks live and learn.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
+        self.args, self.device = args, device
+        self.actor = Actor(observation_space, action_space, args).to(device)
+        critics = [Critic(observation_space, action_space, args) for _ in range(args.num_critics)]
+        self.critics = nn.ModuleList(critics).to(device)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = torch.tensor(args.alpha, dtype=torch.float64, device=device).log()  # minus infinity for an alpha of 0
+        self.temperature = nn.ParameterDict({"log_alpha": torch.zeros_like(self.log_alpha)} if args.autotune else {})
+        self.log_alpha = self.temperature["log_alpha"] if args.autotune else self.log_alpha
+        self.target_entropy = -float(action_space.shape[0])
+        capturable = device.type == "cuda"  # the optimisers count their steps where a graph can count them
+        adam = partial(torch.optim.AdamW, weight_decay=0.0, fused=True, capturable=capturable)
+        self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
+        self.critic_optimizer = adam(self.critics.parameters(), lr=args.q_lr)
+        self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr) if args.autotune else None
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What a saved model consists of."""
+        return {name: getattr(self, name) for name in ("actor", "critics", "target_critics", "temperature")}
+
+    @property
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer, "alpha": self.alpha_optimizer}
+        return {name: optimizer for name, optimizer in optimizers.items() if optimizer}
+
+    def act(self, obs: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+        """(N, O) observations and (N, A) standard normal noise to (N, A) float32 actions; the greedy ones without noise."""
+        inputs = (obs,) if noise is None else (obs, noise)
+        return self.policy(*(torch.as_tensor(values, device=self.device) for values in inputs)).cpu().numpy()
+
+    @torch.no_grad()
+    def policy(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """What `act` computes, on the device."""
+        noise = torch.zeros(len(obs), len(self.actor.action_bias), device=self.device) if noise is None else noise
+        return self.actor(obs, noise)[0]
+
+    @torch.no_grad()
+    def value(self, obs: np.ndarray) -> np.ndarray:
+        """What the critics expect of a greedy action, the smallest Q(s, mu(s)): (N, O) observations to (N,) values."""
+        obs = torch.as_tensor(obs, device=self.device)
+        return smallest_q_value(self.critics, obs, self.policy(obs)).cpu().numpy()
+
+    @torch.no_grad()
+    def state_value(self, obs: np.ndarray) -> np.ndarray:
+        """V(s), what the critics expect of the policy with its noise and its entropy: (N, O) observations to (N,) values.
+
+        The mean over eight actions, always of the same noise, with mean 0 and variance 1. Evaluation needs it for q_bias.
+        """
+        obs = torch.as_tensor(obs, device=self.device)
+        noise = np.random.default_rng(0).standard_normal((8, 1, len(self.actor.action_bias)))
+        noise = torch.as_tensor((noise - noise.mean(axis=0)) / noise.std(axis=0), dtype=obs.dtype, device=self.device)
+        return sum(self.soft_value(self.critics, obs, row.expand(len(obs), -1))[0] for row in noise).div(8).cpu().numpy()
+
+    def soft_value(self, critics: nn.ModuleList, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of an action a drawn from pi(.|s): min Q(s, a) - alpha log pi(a|s) (1801.01290, equation 3), and log pi(a|s)."""
+        action, log_prob = self.actor(obs, noise)
+        return smallest_q_value(critics, obs, action) - self.log_alpha.exp().detach() * log_prob, log_prob
+
+    def critic_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the critics' mean squared TD errors (equation 5), and the (critics, B) values Q(s, a).
+
+        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
+        transition bootstraps like any other. `noise`, (B, A) standard normal, draws the next actions.
+        """
+        with torch.no_grad():
+            next_values, _ = self.soft_value(self.target_critics, batch.next_observations, noise)
+            td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_values
+        q_values = torch.stack([critic(batch.observations, batch.actions) for critic in self.critics])
+        return (q_values - td_target).square().mean(dim=1).sum(), q_values
+
+    def actor_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Minus the mean soft value of the actor's own actions (equation 12), and their (B,) log probabilities."""
+        values, log_prob = self.soft_value(self.critics, batch.observations, noise)
+        return -values.mean(), log_prob
+
+    def update(self, batch, noise: torch.Tensor, update_policy: bool, update_targets: bool = True) -> dict[str, torch.Tensor]:
+        """One step of the critics and, if asked, `policy_frequency` of the actor and the temperature, and one of the targets.
+
+        Args:
+            noise: (1 + policy_frequency, B, A) standard normal: for the critics' targets, then for each step of the actor.
+
+        Returns:
+            detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
+        """
+        q_loss, q_values = self.critic_loss(batch, noise[0])
+        descend(q_loss, self.critic_optimizer)
+        losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
+        if update_policy:
+            for actor_noise in noise[1:]:  # as many as were left out before
+                actor_loss, log_prob = self.actor_loss(batch, actor_noise)
+                descend(actor_loss, self.actor_optimizer)
+                if self.args.autotune:  # 1812.05905, equation 18
+                    alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
+                    descend(alpha_loss, self.alpha_optimizer)
+            losses |= {"actor_loss": actor_loss.detach(), "alpha": self.log_alpha.detach().exp()}
+        if update_targets:
+            self.update_targets()
+        return losses
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """Polyak averaging, target <- (1 - tau) target + tau online."""
+        torch._foreach_lerp_(list(self.target_critics.parameters()), list(self.critics.parameters()), self.args.tau)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the agent is: its networks and its optimisers."""
+        parts = {"networks": self.networks, "optimizers": self.optimizers}
+        return {kind: {name: part.state_dict() for name, part in members.items()} for kind, members in parts.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Become what `state_dict` described, with this agent's own learning rates."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            own = optimizer.state_dict()["param_groups"]  # those of the state have its learning rate and device options
+            optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
+
+
+def smallest_q_value(critics: nn.ModuleList, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """The smallest of the critics' values: (N,)."""
+    return torch.stack([critic(obs, action) for critic in critics]).amin(dim=0)
+
+
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """One step down the gradient of a loss by the parameters of this optimiser; nothing is spent on those of others."""
+    optimizer.zero_grad()
+    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    optimizer.step()
+
+
+def train(args: Args) -> Path:
+    """Algorithm 1 of Haarnoja et al. (1812.05905); then the best of the agent is evaluated.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        UsageError: before anything is created, if the arguments or the environment do not fit.
+        TrainingError: if an action, an observation, a reward, a loss or a weight is not finite, if the disk stays full,
+            or if a process of the asynchronous environments fails.
+        Stopped: after a checkpoint, if a signal asked for it.
+    """
+    with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
+        spaces = envs.single_observation_space, envs.single_action_space
+        agent = SAC(*spaces, args, run.device)
+        # What we store is the termination alone: a time limit is no terminal state.
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
+        envs.reset(seed=args.seed)
+        run.resume(environments=envs, agent=agent, replay_buffer=rb)
+        obs = envs.observations
+        batch, noise_shape = rb.example_batch(args.batch_size), (1 + args.policy_frequency, args.batch_size, *spaces[1].shape)
+        noise, numbers = (
+            torch.zeros(noise_shape, device=run.device),
+            range(args.policy_frequency * args.target_network_frequency),
+        )
+        flags = {(n % args.policy_frequency == 0, n % args.target_network_frequency == 0) for n in numbers}
+        examples = [{"batch": batch, "noise": noise, "update_policy": p, "update_targets": t} for p, t in sorted(flags)]
+        agent = run.begin(agent, acting=(obs, np.zeros(envs.action_space.shape, np.float32)), learning=examples)
+
+        while run.unfinished:
+            # Act: uniformly at random at first, then what the policy draws.
+            if run.global_step < args.learning_starts:
+                actions = envs.action_space.sample().astype(np.float32)
+            else:
+                actions = agent.act(obs, np.random.standard_normal(envs.action_space.shape).astype(np.float32))
+            check_finite(run.global_step, action=actions)  # MuJoCo would take a NaN for a zero
+            next_obs, rewards, terminations, truncations, infos = envs.step(actions)
+            run.global_step += args.num_envs
+
+            # Store: next_obs of an ended episode is the first of the next one, not its successor.
+            successors = final_observations(next_obs, infos)
+            check_finite(run.global_step, observation=successors, reward=rewards)
+            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, [])
+            obs = next_obs
+
+            # Learn.
+            for update in run.updates_due():
+                batch = rb.sample(args.batch_size)
+                noise = standard_normal(noise_shape, run.device)
+                policy, targets = update % args.policy_frequency == 0, update % args.target_network_frequency == 0
+                run.record(agent.update(batch, noise=noise, update_policy=policy, update_targets=targets))
+            run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
+        run.finish(agent)
+    return run.folder
+
+
+def main() -> None:
+    command_line.main(Args, SAC, train)
+
+
+if __name__ == "__main__":
+    main()
