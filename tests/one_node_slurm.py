@@ -82,7 +82,7 @@ def start_daemon(*command: str | Path) -> None:
         raise RuntimeError(f"{command[0]}: {done.stderr}")
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     """Wait until `condition()` is true.
 
     Raises:

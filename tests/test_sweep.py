@@ -264,6 +264,7 @@ def test_a_run_that_somebody_resumed_by_hand_is_let_alone():
     job.process.wait()
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_the_same_command_again_end_bit_identical(folder):
     """Both runs of the real script are inside a step when Ctrl-C is pressed in the terminal of the sweep."""
     (folder / "alone").mkdir()
@@ -350,7 +351,7 @@ def jobs_of_slurm(state: str = "all") -> list[str]:
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
 
 
-@pytest.mark.xdist_group("slurm")
+@pytest.mark.slow
 def test_slurm_runs_each_job_once_and_names_what_failed(slurm, capsys, folder):
     """Five jobs are two arrays; while they are queued or running nothing is submitted again; then the failed one is."""
     Path("go").touch()
@@ -361,17 +362,17 @@ def test_slurm_runs_each_job_once_and_names_what_failed(slurm, capsys, folder):
     assert "submitted 3 jobs" in printed and "submitted 2 jobs" in printed
     sweep.sweep(jobs, options)
     assert "submitted" not in capsys.readouterr().out
-    wait_for(lambda: not jobs_of_slurm(), 120)
+    wait_for(lambda: not jobs_of_slurm())
     sweep.sweep(jobs, sweep.Options(engine="slurm", status=True))
     printed = capsys.readouterr().out
     assert "4 finished, 1 failed" in printed and "error: it failed\nsweep: failed, with status 1" in printed
     sweep.sweep(jobs, options)
     assert "submitted 1 jobs" in capsys.readouterr().out
-    wait_for(lambda: not jobs_of_slurm(), 60)
+    wait_for(lambda: not jobs_of_slurm())
     assert len(started()) == 6
 
 
-@pytest.mark.xdist_group("slurm")
+@pytest.mark.slow
 def test_preempted_out_of_time_and_cancelled_runs_end_bit_identical(slurm, folder):
     """Three runs of the real script, each at its 250th step, and the same command again at the end."""
     (folder / "alone").mkdir()
@@ -380,7 +381,7 @@ def test_preempted_out_of_time_and_cancelled_runs_end_bit_identical(slurm, folde
     subprocess.run([*words, "--engine", "local"], cwd=folder / "alone", check=True, capture_output=True)
     again = [*words, "--engine", "slurm", "--time", "5"]
     subprocess.run(again, check=True, capture_output=True)
-    wait_for(lambda: len(list(folder.glob("at_the_gate_*"))) == 3, 120)
+    wait_for(lambda: len(list(folder.glob("at_the_gate_*"))) == 3)
     one, other = jobs_of_slurm("running")[:2]
     subprocess.run(["scancel", "--signal=USR2", one], check=True)
     subprocess.run(["scancel", other], check=True)
@@ -390,10 +391,10 @@ def test_preempted_out_of_time_and_cancelled_runs_end_bit_identical(slurm, folde
     preempting = ["sbatch", "--partition=high", "--cpus-per-task=4", "--output=/dev/null", "--wrap=true"]
     subprocess.run(preempting, check=True, capture_output=True)
     (folder / "go").touch()
-    wait_for(lambda: not jobs_of_slurm(), 240)
+    wait_for(lambda: not jobs_of_slurm())
     table = subprocess.run([*again, "--workers", "1"], check=True, capture_output=True, text=True).stdout
     assert "2 finished" in table and "1 interrupted" in table and "submitted 1 jobs" in table, table
-    wait_for(lambda: not jobs_of_slurm(), 120)
+    wait_for(lambda: not jobs_of_slurm())
     expected = {path.parent.name.rpartition("__")[0]: path.parent for path in folder.glob("alone/runs/*/evaluation.json")}
     found = {path.parent.name.rpartition("__")[0]: path.parent for path in folder.glob("runs/*/evaluation.json")}
     assert len(expected) == 3 and expected.keys() == found.keys()
