@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,7 @@ class Chaos:
     def submit(self) -> None:
         """Give the commands of the sweeps (again)."""
         for command in self.commands:
-            subprocess.run([*command, "--engine", "slurm", "--time", "2"], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([*command, "--engine", "slurm", "--time", "2"], check=False, stdout=subprocess.DEVNULL)
 
     def running(self) -> dict[str, str]:
         """The jobs whose scripts are being run: name of the run by SLURM's number."""
@@ -132,15 +133,18 @@ class Chaos:
         return self.options.runs - len(list(Path("runs").glob("*/evaluation.json")))
 
     def run(self) -> None:
-        """Submit, and disturb until every run is finished."""
+        """Disturb, and give the command again and again, until every run is finished."""
         self.submit()
-        while self.unfinished():
-            time.sleep(self.choose.uniform(0.5, 3))
-            with contextlib.suppress(subprocess.CalledProcessError, AssertionError):  # a job that ended just now
-                for _ in range(self.choose.randint(1, 3)):
+        with ThreadPoolExecutor(1) as beside:
+            submitted = beside.submit(self.submit)
+            while self.unfinished():
+                time.sleep(self.choose.uniform(1, 4))
+                with contextlib.suppress(subprocess.CalledProcessError, AssertionError):  # a job that ended just now
                     if any(self.hits[name].total() < self.options.hits for name in self.running().values()):
                         self.hit()
-            self.submit()
+                if submitted.done():
+                    submitted.result()
+                    submitted = beside.submit(self.submit)
 
 
 def fingerprint(folder: Path) -> dict[str, bytes | list[float]]:

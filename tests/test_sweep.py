@@ -66,6 +66,12 @@ def command(*words: str | Path) -> list[str]:
     return [sys.executable, str(ROOT / "sweep.py"), "--script", str(SCRIPT), "--settings", settings, *map(str, words)]
 
 
+def fingerprints(folder: Path) -> dict[str, dict[str, str]]:
+    """The sums of all that the finished runs of a sweep leave, by their names without the time."""
+    runs = [path.parent for path in folder.glob("runs/*/evaluation.json")]
+    return {run.name.rpartition("__")[0]: fingerprint(run) for run in runs}
+
+
 def main(monkeypatch, *words: str) -> int:
     """The command line, without a process of its own."""
     monkeypatch.setattr(sys, "argv", ["sweep.py", "--script", str(SCRIPT), *words])
@@ -282,10 +288,8 @@ def test_ctrl_c_and_the_same_command_again_end_bit_identical(folder):
     assert alone.wait() == 0
     again = subprocess.run(words, capture_output=True, text=True)
     assert again.returncode == 0 and "2 interrupted" in again.stdout, again
-    expected = {path.parent.name.rpartition("__")[0]: path.parent for path in folder.glob("alone/runs/*/evaluation.json")}
-    found = {path.parent.name.rpartition("__")[0]: path.parent for path in folder.glob("runs/*/evaluation.json")}
-    assert len(expected) == 2 and expected.keys() == found.keys()
-    assert all(fingerprint(found[name]) == fingerprint(expected[name]) for name in expected)
+    assert len(fingerprints(folder / "alone")) == 2
+    assert fingerprints(folder) == fingerprints(folder / "alone")
 
 
 # As a job of SLURM
@@ -395,7 +399,5 @@ def test_preempted_out_of_time_and_cancelled_runs_end_bit_identical(slurm, folde
     table = subprocess.run([*again, "--workers", "1"], check=True, capture_output=True, text=True).stdout
     assert "2 finished" in table and "1 interrupted" in table and "submitted 1 jobs" in table, table
     wait_for(lambda: not jobs_of_slurm())
-    expected = {path.parent.name.rpartition("__")[0]: path.parent for path in folder.glob("alone/runs/*/evaluation.json")}
-    found = {path.parent.name.rpartition("__")[0]: path.parent for path in folder.glob("runs/*/evaluation.json")}
-    assert len(expected) == 3 and expected.keys() == found.keys()
-    assert all(fingerprint(found[name]) == fingerprint(expected[name]) for name in expected)
+    assert len(fingerprints(folder / "alone")) == 3
+    assert fingerprints(folder) == fingerprints(folder / "alone")
