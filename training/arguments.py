@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium as gym
 import tyro
@@ -140,6 +140,7 @@ class Checkpoints:
     episode_replay: Literal["auto", "plain", "rebuild", "cut"] = "auto"
     """how running episodes come back on --resume: played again (plain), played again with the environment built anew for
     each episode (rebuild), or not, they are cut off (cut); auto finds out before training"""
+    found_replay: ClassVar[str | None] = None  # what `auto` turned out to be; not a flag, and not saved with the flags
     worker_timeout: Positive = 60.0
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
