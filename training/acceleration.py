@@ -21,7 +21,7 @@ from tqdm import tqdm
 from training.arguments import Args
 
 # Compiling takes some 25 seconds the first time (5 when torch finds it in its cache) and saves about a millisecond an update
-# (benchmarks/break_even.py): below this many updates, the plain code is done sooner.
+# (an estimate): below this many updates, the plain code is done sooner.
 UPDATES_WORTH_COMPILING = 40_000
 
 
