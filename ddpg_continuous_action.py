@@ -61,9 +61,9 @@ class Learning:
     learning_starts: CountOrZero = 25_000
     """environment steps of uniformly random actions before the actor acts and learning starts"""
     train_frequency: Count = 1
-    """environment steps, over all environments, between two training points (at most one per step of them all)"""
+    """environment steps, over all environments, from one training point to the next (at most one each time they all step)"""
     gradient_steps: CountOrAll = 1
-    """critic updates at each training point (-1: as many as environment steps were taken since the last one)"""
+    """critic updates at each training point (-1: one for each environment step since the last training point)"""
     policy_frequency: Count = 2
     """critic updates per update of the actor and the target networks"""
     buffer_size: Count = 1_000_000
@@ -73,7 +73,7 @@ class Learning:
     gamma: Discount = 0.99
     """discount factor"""
     tau: Fraction = 0.005
-    """step of the target networks towards the online ones at each target update (1 copies them)"""
+    """how far each target update moves the target networks towards the online ones (1: it copies them)"""
     learning_rate: Positive = 3e-4
     """learning rate of both optimisers"""
     actor_learning_rate: Positive | None = None
@@ -81,20 +81,20 @@ class Learning:
     critic_learning_rate: Positive | None = None
     """learning rate of the critic (None: --learning-rate)"""
     weight_decay: NonNegative = 0.0
-    """decoupled weight decay (AdamW; at 0 it is Adam)"""
+    """decoupled weight decay, as in AdamW (0: plain Adam)"""
     critic_loss: Literal["mse", "huber", "expectile"] = "mse"
-    """loss of the TD error: its square; smooth L1 with beta 1, for rare large rewards; or the square weighted by its sign,
-    where the critic overestimates (eval/q_bias above zero; arXiv:2406.04081)"""
+    """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards; expectile weights the
+    square by the sign of the error, for a critic that overestimates (eval/q_bias above zero; arXiv:2406.04081)"""
     expectile: Expectile = 0.3
-    """with --critic-loss expectile: the weight of a target above the estimate (0.5 is the mean; below it the critic errs on
-    the low side)"""
+    """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
+    critic estimates low)"""
     policy_noise: NonNegative = 0.0
-    """target policy smoothing: standard deviation of noise on the target actor's action, in units of half the action range,
-    where the actor exploits narrow peaks of the critic (0: off; TD3 has 0.2; arXiv:1802.09477)"""
+    """target policy smoothing: standard deviation of the noise on the target actor's action, in units of half the action
+    range (0: no noise; TD3 uses 0.2; arXiv:1802.09477). It helps if the actor exploits narrow peaks of the critic"""
     noise_clip: NonNegative = 0.5
-    """bound of that noise, in the same units"""
+    """largest size of the noise of --policy-noise, in the same units"""
     reward_scale: Positive = 1.0
-    """factor on the rewards that are learned from, never on those that are logged"""
+    """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
 
 @dataclass
@@ -102,11 +102,11 @@ class Exploration:
     """The noise on the actor's actions."""
 
     noise: Literal["gaussian", "ou"] = "gaussian"
-    """independent at each step, or an Ornstein-Uhlenbeck process that starts anew with each episode"""
+    """gaussian: independent at each step; ou: an Ornstein-Uhlenbeck process that restarts with each episode"""
     exploration_noise: NonNegative = 0.1
     """standard deviation (with ou: sigma) of the noise, in units of half the action range"""
     exploration_noise_end: NonNegative | None = None
-    """the noise falls linearly to this value (None: it stays the same)"""
+    """value to which the noise falls linearly (None: the noise stays the same)"""
     exploration_fraction: Fraction = 1.0
     """share of --total-timesteps over which the noise falls"""
 
@@ -141,7 +141,7 @@ def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
     for units in args.hidden_sizes:
         layers += [nn.Linear(inputs, units), NORMALIZATIONS[args.normalization](units), ACTIVATIONS[args.activation]()]
         inputs = units
-    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))  # which costs a call
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))  # an Identity would cost a call
 
 
 class Critic(nn.Module):
@@ -166,7 +166,7 @@ class Actor(nn.Module):
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
         bias, scale = high / 2 + low / 2, high / 2 - low / 2
-        outside = (bias + scale > high) | (bias - scale < low)  # by rounding, one float at most
+        outside = (bias + scale > high) | (bias - scale < low)  # rounding may go beyond a bound, by one float
         scale = np.where(outside, scale - np.spacing(np.maximum(abs(low), abs(high))), scale)
         self.register_buffer("action_scale", torch.from_numpy(scale))
         self.register_buffer("action_bias", torch.from_numpy(bias))
@@ -191,7 +191,7 @@ class DDPG:
         self.critic = Critic(observation_space, action_space, args).to(device).eval()
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        capturable = device.type == "cuda"  # the optimisers count their steps where a graph can count them
+        capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
         adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True, capturable=capturable)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.actor_learning_rate or args.learning_rate)
         self.critic_optimizer = adam(self.critic.parameters(), lr=args.critic_learning_rate or args.learning_rate)
@@ -268,7 +268,7 @@ class DDPG:
         return losses
 
     def batch_mode(self, network: nn.Module, on: bool) -> None:
-        """Have batch normalisation use the statistics of the batch, or the running ones (no other layer heeds this)."""
+        """Have batch normalisation use the statistics of the batch, or the running ones (other layers ignore the mode)."""
         if self.args.normalization == "batch":
             network.train(on)
 
@@ -282,21 +282,21 @@ class DDPG:
                     target_buffer.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the agent is: its networks and its optimisers."""
+        """The states of the networks and of the optimisers."""
         parts = {"networks": self.networks, "optimizers": self.optimizers}
         return {kind: {name: part.state_dict() for name, part in members.items()} for kind, members in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what `state_dict` described, with this agent's own learning rates."""
+        """Restore a state from `state_dict`, but keep this agent's own learning rates."""
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            own = optimizer.state_dict()["param_groups"]  # those of the state have its learning rate and device options
+            own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
             optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
 
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step down the gradient of a loss by the parameters of this optimiser; nothing is spent on those of others."""
+    """One optimiser step on a loss. Gradients are computed for the parameters of this optimiser only."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
@@ -311,7 +311,7 @@ class ExplorationNoise:
         self.processes = VectorizedActionNoise(unit_noise, args.num_envs)
 
     def scale(self, global_step: int) -> float:
-        """The noise at a step: constant, or falling linearly and then constant."""
+        """The size of the noise at a step: constant, or falling linearly and then constant."""
         args = self.args
         if args.exploration_noise_end is None:
             return args.exploration_noise
@@ -327,7 +327,7 @@ class ExplorationNoise:
         self.processes.reset(np.flatnonzero(starting))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each Ornstein-Uhlenbeck process is."""
+        """The current value of each Ornstein-Uhlenbeck process."""
         return {"values": [torch.from_numpy(np.array(getattr(noise, "noise_prev", 0.0))) for noise in self.processes.noises]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -336,7 +336,7 @@ class ExplorationNoise:
 
 
 def train(args: Args) -> Path:
-    """Algorithm 1 of Lillicrap et al. (2016); then the best of the agent is evaluated.
+    """Algorithm 1 of Lillicrap et al. (2016), then an evaluation of the best model.
 
     Returns:
         the run folder.
@@ -351,7 +351,7 @@ def train(args: Args) -> Path:
         spaces = envs.single_observation_space, envs.single_action_space
         low, high = spaces[1].low, spaces[1].high
         agent = DDPG(*spaces, args, run.device)
-        # What we store is the termination alone: a time limit is no terminal state.
+        # Only terminations are stored: a time limit is no terminal state.
         rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
         noise = ExplorationNoise(spaces[1], args)
         envs.reset(seed=args.seed)
@@ -369,7 +369,7 @@ def train(args: Args) -> Path:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
                 actions = np.clip(agent.act(obs) + noise(run.global_step), low, high)
-            check_finite(run.global_step, action=actions)  # MuJoCo would take a NaN for a zero
+            check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 

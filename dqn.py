@@ -57,9 +57,9 @@ class Learning:
     learning_starts: CountOrZero = 10_000
     """environment steps before learning starts"""
     train_frequency: Count = 10
-    """environment steps, over all environments, between two training points (at most one per step of them all)"""
+    """environment steps, over all environments, from one training point to the next (at most one each time they all step)"""
     gradient_steps: CountOrAll = 1
-    """updates at each training point (-1: as many as environment steps were taken since the last one)"""
+    """updates at each training point (-1: one for each environment step since the last training point)"""
     target_network_frequency: Count = 500
     """environment steps between two updates of the target network"""
     buffer_size: Count = 10_000
@@ -75,7 +75,7 @@ class Learning:
     double_q: bool = False
     """let the online network choose the next action and the target network value it, against over-estimation"""
     reward_scale: Positive = 1.0
-    """factor on the rewards that are learned from, never on those that are logged"""
+    """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
 
 @dataclass
@@ -226,7 +226,7 @@ class DQN:
         """Become what `state_dict` described, with this agent's own learning rate."""
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
-        own = self.optimizer.state_dict()["param_groups"]  # those of the state have its learning rate and device options
+        own = self.optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
         self.optimizer.load_state_dict({"state": state["optimizers"]["q_network"]["state"], "param_groups": own})
 
 
@@ -251,7 +251,7 @@ def train(args: Args) -> Path:
     with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = DQN(*spaces, args, run.device)
-        # What we store is the termination alone: a time limit is no terminal state.
+        # Only terminations are stored: a time limit is no terminal state.
         rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb)
@@ -265,7 +265,7 @@ def train(args: Args) -> Path:
             actions = envs.action_space.sample()
             if not explore.all():
                 actions = np.where(explore, actions, agent.act(obs))
-            check_finite(run.global_step, action=actions)  # MuJoCo would take a NaN for a zero
+            check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 

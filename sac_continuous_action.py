@@ -60,9 +60,9 @@ class Learning:
     learning_starts: CountOrZero = 5_000
     """environment steps of uniformly random actions before the actor acts and learning starts"""
     train_frequency: Count = 1
-    """environment steps, over all environments, between two training points (at most one per step of them all)"""
+    """environment steps, over all environments, from one training point to the next (at most one each time they all step)"""
     gradient_steps: CountOrAll = 1
-    """critic updates at each training point (-1: as many as environment steps were taken since the last one)"""
+    """critic updates at each training point (-1: one for each environment step since the last training point)"""
     policy_frequency: Count = 2
     """critic updates between updates of the actor, which are then as many"""
     target_network_frequency: Count = 1
@@ -74,7 +74,7 @@ class Learning:
     gamma: Discount = 0.99
     """discount factor"""
     tau: Fraction = 0.005
-    """step of the target networks towards the online ones at each target update (1 copies them)"""
+    """how far each target update moves the target networks towards the online ones (1: it copies them)"""
     policy_lr: Positive = 3e-4
     """learning rate of the actor"""
     q_lr: Positive = 1e-3
@@ -82,7 +82,7 @@ class Learning:
     num_critics: Count = 2
     """critics; the smallest of their values counts"""
     reward_scale: Positive = 1.0
-    """factor on the rewards that are learned from, never on those that are logged"""
+    """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
 
 @dataclass
@@ -125,7 +125,7 @@ def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
     for units in args.hidden_sizes:
         layers += [nn.Linear(inputs, units), NORMALIZATIONS[args.normalization](units), ACTIVATIONS[args.activation]()]
         inputs = units
-    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))  # which costs a call
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))  # an Identity would cost a call
 
 
 class Critic(nn.Module):
@@ -152,7 +152,7 @@ class Actor(nn.Module):
         self.log_std = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
         bias, scale = high / 2 + low / 2, high / 2 - low / 2
-        outside = (bias + scale > high) | (bias - scale < low)  # by rounding, one float at most
+        outside = (bias + scale > high) | (bias - scale < low)  # rounding may go beyond a bound, by one float
         scale = np.where(outside, scale - np.spacing(np.maximum(abs(low), abs(high))), scale)
         self.register_buffer("action_scale", torch.from_numpy(scale))
         self.register_buffer("action_bias", torch.from_numpy(bias))
@@ -187,7 +187,7 @@ class SAC:
         self.temperature = nn.ParameterDict({"log_alpha": torch.zeros_like(self.log_alpha)} if args.autotune else {})
         self.log_alpha = self.temperature["log_alpha"] if args.autotune else self.log_alpha
         self.target_entropy = -float(action_space.shape[0])
-        capturable = device.type == "cuda"  # the optimisers count their steps where a graph can count them
+        capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
         adam = partial(torch.optim.AdamW, weight_decay=0.0, fused=True, capturable=capturable)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
         self.critic_optimizer = adam(self.critics.parameters(), lr=args.q_lr)
@@ -283,16 +283,16 @@ class SAC:
         torch._foreach_lerp_(list(self.target_critics.parameters()), list(self.critics.parameters()), self.args.tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the agent is: its networks and its optimisers."""
+        """The states of the networks and of the optimisers."""
         parts = {"networks": self.networks, "optimizers": self.optimizers}
         return {kind: {name: part.state_dict() for name, part in members.items()} for kind, members in parts.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what `state_dict` described, with this agent's own learning rates."""
+        """Restore a state from `state_dict`, but keep this agent's own learning rates."""
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            own = optimizer.state_dict()["param_groups"]  # those of the state have its learning rate and device options
+            own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
             optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
 
@@ -302,7 +302,7 @@ def smallest_q_value(critics: nn.ModuleList, obs: torch.Tensor, action: torch.Te
 
 
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """One step down the gradient of a loss by the parameters of this optimiser; nothing is spent on those of others."""
+    """One optimiser step on a loss. Gradients are computed for the parameters of this optimiser only."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()
@@ -323,7 +323,7 @@ def train(args: Args) -> Path:
     with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = SAC(*spaces, args, run.device)
-        # What we store is the termination alone: a time limit is no terminal state.
+        # Only terminations are stored: a time limit is no terminal state.
         rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb)
@@ -343,7 +343,7 @@ def train(args: Args) -> Path:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
                 actions = agent.act(obs, np.random.standard_normal(envs.action_space.shape).astype(np.float32))
-            check_finite(run.global_step, action=actions)  # MuJoCo would take a NaN for a zero
+            check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 

@@ -22,7 +22,7 @@ from training.environments import make_env  # noqa: E402
 
 
 def main(folder: Path = ROOT / "runs", transitions: int = 1_000_000) -> None:
-    """Fill a buffer with random numbers, so that nothing about it is easy to write, and save it five times."""
+    """Fill a buffer with random numbers, which no disk can compress, and save it five times."""
     args = ddpg.Args(buffer_size=transitions, cuda=False)
     env = make_env(args)
     agent = ddpg.DDPG(env.observation_space, env.action_space, args, torch.device("cpu"))

@@ -56,7 +56,7 @@ class Options:
     jobs: int = 2
     """runs side by side"""
     seed: int = 0
-    """of the choice of tasks and moments"""
+    """seed of the random choice of tasks and moments"""
 
 
 def start(cwd: str, *arguments: str) -> subprocess.Popen:

@@ -1,37 +1,30 @@
 """The recipes of the README: tasks, the one command that solves each, and what it reached over seeds.
 
-    python benchmarks/recipes.py --task pendulum --seeds 1 2 3 --jobs 2   # run; finished seeds are not run again, and
-                                                                          # interrupted ones go on where they were
-    python benchmarks/recipes.py --readme                                 # write the README's table from the results
+    python benchmarks/recipes.py --task pendulum --seeds 1 2 3 --workers 2   # run what has no result yet, by sweep.py
+    python benchmarks/recipes.py --readme                                    # write the README's table from the results
 
-Each seed is a run of the script itself, at one thread. Results go to benchmarks/results/recipes.csv, a row per seed, and
-the run's evaluations to benchmarks/results/curves/, from which benchmarks/plot.py draws. To run a seed again, delete its row.
+The results of finished runs go to benchmarks/results/recipes.csv, a row per seed, and their evaluations to
+benchmarks/results/curves/, where the pictures are drawn from. On SLURM the runs end later: the same command again collects
+them. To run a seed again, delete its row and its run folder.
 """
 
-import contextlib
 import csv
 import json
 import os
-import shlex
 import shutil
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tyro
-from tqdm import tqdm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import ddpg_continuous_action as ddpg  # noqa: E402
+import sweep  # noqa: E402
 from training.checkpoints import load_checkpoint  # noqa: E402
-from training.command_line import load_args, parse_args  # noqa: E402
 from training.errors import UsageError  # noqa: E402
 
-SCRIPT = ROOT / "ddpg_continuous_action.py"
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
 CURVES = ROOT / "benchmarks" / "results" / "curves"
 MARKS = "<!-- recipes: written by benchmarks/recipes.py --readme -->\n", "<!-- end of recipes -->\n"
@@ -39,10 +32,10 @@ COLUMNS = ("task", "seed", "steps", "wall_seconds", "mean", "std", "returns", "m
 
 
 class Recipe(NamedTuple):
-    """A task: its name in the table, the flags that solve it, the greedy mean it must reach on every seed, and what has
-    to be installed for it."""
+    """A task: its environment, the flags that solve it, the greedy mean it must reach on every seed, and what has to be
+    installed for it."""
 
-    title: str
+    env_id: str
     flags: str
     goal: float | None
     install: str = ""
@@ -51,20 +44,20 @@ class Recipe(NamedTuple):
 RECIPES = {
     "pendulum": Recipe(
         "Pendulum-v1",
-        "--env-id Pendulum-v1 --total-timesteps 30000 --learning-starts 1000 --eval-frequency 2000 "
+        "--total-timesteps 30000 --learning-starts 1000 --eval-frequency 2000 "
         "--noise ou --exploration-noise 0.3 --critic-loss huber --actor-learning-rate 5e-4 --critic-learning-rate 1e-3 "
         "--gamma 0.98 --batch-size 128 --buffer-size 30000",
         -200,
     ),
     "mountain_car": Recipe(
         "MountainCarContinuous-v0",
-        "--env-id MountainCarContinuous-v0 --total-timesteps 100000 --learning-starts 1000 --eval-frequency 5000 "
+        "--total-timesteps 100000 --learning-starts 1000 --eval-frequency 5000 "
         "--noise ou --exploration-noise 0.5 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 100000",
         90,
     ),
     "lunar_lander": Recipe(
         "LunarLanderContinuous-v3",
-        "--env-id LunarLanderContinuous-v3 --total-timesteps 500000 --learning-starts 10000 --eval-frequency 10000 "
+        "--total-timesteps 500000 --learning-starts 10000 --eval-frequency 10000 "
         "--eval-episodes 50 --target-return 240 --gamma 0.98 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 400 300 "
         "--policy-frequency 1 --exploration-noise 0.2 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
         "--buffer-size 200000",
@@ -73,13 +66,13 @@ RECIPES = {
     ),
     "inverted_pendulum": Recipe(
         "InvertedPendulum-v5",
-        """--env-id InvertedPendulum-v5 --env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 """
+        """--env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 """
         "--learning-starts 5000 --eval-frequency 10000 --eval-episodes 20 --num-envs 32 --gradient-steps 8 "
         "--reward-scale 0.1 --exploration-noise 0.3 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
         "--learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 150000",
         950,
     ),
-    "hopper": Recipe("Hopper-v4", "--env-id Hopper-v4", None),
+    "hopper": Recipe("Hopper-v4", "", None),
 }
 
 
@@ -91,62 +84,32 @@ class Options:
     """which of them"""
     seeds: tuple[int, ...] = (1, 2, 3)
     """seeds to run"""
-    jobs: int = 2
+    workers: int = 2
     """runs side by side, one thread each"""
+    engine: Literal["auto", "local", "slurm"] = "auto"
+    """this machine or SLURM, as in sweep.py"""
+    status: bool = False
+    """show where each run is, and start nothing"""
     readme: bool = False
     """write the README's table from the results instead of running anything"""
 
 
 def command(recipe: Recipe) -> str:
     """The command as the README prints it."""
-    return f"python ddpg_continuous_action.py {recipe.flags}"
+    return f"python ddpg_continuous_action.py --env-id {recipe.env_id} {recipe.flags}".rstrip()
 
 
 def read_results() -> list[dict[str, str]]:
-    """The rows of recipes.csv that the commands as they are now have given."""
+    """The rows of recipes.csv whose command is still the recipe's command."""
     if not RESULTS.exists():
         return []
     with open(RESULTS, newline="") as file:
         return [row for row in csv.DictReader(file) if row["command"] == command(RECIPES[row["task"]])]
 
 
-def find_interrupted(task: str, seed: int) -> Path | None:
-    """The folder of a run of this seed that has not come to its end, the latest."""
-    args = parse_args(ddpg.Args, [*shlex.split(RECIPES[task].flags), "--seed", str(seed)], ddpg.Args())
-    for path in sorted((ROOT / "runs").glob("*/args.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(UsageError):  # a damaged one
-            if load_args(path.parent, ddpg.Args) == args and not (path.parent / "evaluation.json").exists():
-                return path.parent
-    return None
-
-
-def run_seed(task: str, seed: int, interrupted: Path | None, children: list[subprocess.Popen]) -> dict[str, str | int | float]:
-    """Run one seed of a recipe, or go on with its interrupted run, showing the evaluations.
-
-    Returns:
-        its row for recipes.csv.
-
-    Raises:
-        RuntimeError: if the script fails.
-    """
-    arguments = [*shlex.split(RECIPES[task].flags), "--seed", str(seed)]
-    run = subprocess.Popen(
-        [sys.executable, str(SCRIPT), *(["--resume", str(interrupted)] if interrupted else arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    children.append(run)
-    lines = []
-    for line in run.stdout:
-        lines.append(line)
-        if line.startswith(("step ", "final ")):
-            tqdm.write(f"[{task} {seed}] {line.rstrip()}")
-    if run.wait() != 0:
-        raise RuntimeError("".join(lines[-5:]))
-    folder = ROOT / next(line.split("folder is ")[1].strip() for line in lines if "folder is " in line)
+def collect(task: str, folder: Path) -> None:
+    """Add the row of a finished run to recipes.csv, and copy its evaluations."""
+    seed = json.loads((folder / "args.json").read_text())["args"]["seed"]
     result = json.loads((folder / "evaluation.json").read_text())
     training = load_checkpoint(folder / "checkpoints")["run"]  # its clock goes on over interruptions
     with open(folder / "evaluations.csv", newline="") as file:
@@ -155,7 +118,7 @@ def run_seed(task: str, seed: int, interrupted: Path | None, children: list[subp
     curve.mkdir(parents=True, exist_ok=True)
     for name in ("args.json", "evaluations.csv", "evaluation.json"):
         shutil.copy(folder / name, curve)
-    return {
+    row = {
         "task": task,
         "seed": seed,
         "steps": evaluations[-1]["global_step"],
@@ -168,39 +131,29 @@ def run_seed(task: str, seed: int, interrupted: Path | None, children: list[subp
         "versions": " ".join(f"{name}={version}" for name, version in result["versions"].items()),
         "command": command(RECIPES[task]),
     }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with open(RESULTS, "a", newline="") as file:
+        rows = csv.DictWriter(file, COLUMNS)
+        if file.tell() == 0:
+            rows.writeheader()
+        rows.writerow(row)
 
 
 def run_all(options: Options) -> int:
-    """Run what is asked for and not finished yet; returns the number of failed runs."""
-    tasks = list(RECIPES) if options.task == "all" else [options.task]
-    finished = {(row["task"], int(row["seed"])) for row in read_results()}
-    todo = [(task, seed) for task in tasks for seed in options.seeds if (task, seed) not in finished]
-    failures, children = 0, []
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(todo), unit="run") as progress:
-        runs = {pool.submit(run_seed, task, seed, find_interrupted(task, seed), children): (task, seed) for task, seed in todo}
-        try:
-            for run in as_completed(runs):
-                task, seed = runs[run]
-                try:
-                    row = run.result()
-                except Exception as error:
-                    failures += 1
-                    tqdm.write(f"[{task} {seed}] failed: {error}")
-                    continue
-                finally:
-                    progress.update()
-                with open(RESULTS, "a", newline="") as file:
-                    table = csv.DictWriter(file, COLUMNS)
-                    if file.tell() == 0:
-                        table.writeheader()
-                    table.writerow(row)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in children:
-                child.terminate()
-            raise
-    return failures
+    """Run what is asked for and has no result, and collect what is finished; returns the exit status of the sweep."""
+    common = sweep.Options(script=ROOT / "ddpg_continuous_action.py", engine=options.engine, workers=options.workers)
+    common.status = options.status
+    results = {(row["task"], int(row["seed"])) for row in read_results()}
+    jobs = {}
+    for task in list(RECIPES) if options.task == "all" else [options.task]:
+        seeds = tuple(seed for seed in options.seeds if (task, seed) not in results)
+        recipe = replace(common, env_ids=(RECIPES[task].env_id,), settings=(f"={RECIPES[task].flags}",), seeds=seeds)
+        jobs |= dict.fromkeys(sweep.plan(recipe), task) if seeds else {}
+    status = sweep.sweep(list(jobs), common) if jobs else 0
+    for job, task in jobs.items():
+        if job.status({})[0] == "finished":
+            collect(task, job.folder())
+    return status
 
 
 def table() -> str:
@@ -211,11 +164,11 @@ def table() -> str:
         results = sorted((row for row in read_results() if row["task"] == task), key=lambda row: int(row["seed"]))
         for row in results:
             rows.append(
-                f"| {recipe.title} | {recipe.goal or 'report'} | {row['seed']} | {int(row['steps']):,} "
+                f"| {recipe.env_id} | {recipe.goal or 'report'} | {row['seed']} | {int(row['steps']):,} "
                 f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f} |"
             )
         install = f"{recipe.install}\n" if recipe.install else ""
-        commands.append(f"### {recipe.title}\n\n```bash\n{install}{command(recipe)}\n```\n")
+        commands.append(f"### {recipe.env_id}\n\n```bash\n{install}{command(recipe)}\n```\n")
         if (ROOT / "benchmarks" / "results" / f"{task}.png").exists():
             commands.append(f"![learning curves](benchmarks/results/{task}.png)\n")
     return "\n".join(rows) + "\n\n" + "\n".join(commands)
@@ -231,7 +184,10 @@ def write_readme() -> None:
 
 if __name__ == "__main__":
     options = tyro.cli(Options)
+    os.chdir(ROOT)
     if options.readme:
-        write_readme()
-    else:
-        sys.exit(1 if run_all(options) else 0)
+        sys.exit(write_readme())
+    try:
+        sys.exit(run_all(options))
+    except UsageError as error:
+        sys.exit(f"error: {error}")

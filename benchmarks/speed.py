@@ -50,8 +50,8 @@ class Options:
     fill: tuple[int, ...] = (0,)
     """transitions in the script's replay buffer at the start, of 1,000,000"""
     sides: tuple[str, ...] = ("eager", "compile", "stable-baselines3")
-    """what is compared: stable-baselines3, and values of the script's --accelerate; behind an @, other threads; before a
-    colon, the folder of another version of the script"""
+    """what is compared: stable-baselines3, or a value of the script's --accelerate; eager@1 runs with one thread,
+    ../before:eager runs the script of another folder"""
     matmul_precision: str = "highest"
     """--matmul-precision of the script"""
     cuda: bool = False
@@ -61,7 +61,7 @@ class Options:
     seconds: float = 2.0
     """length of a slice"""
     threads: int = 2
-    """threads of each process whose side does not say"""
+    """threads of each side that does not name its own"""
     profile: bool = False
     """print microseconds by part of the loop instead, of the first side"""
     readme: bool = False
@@ -77,7 +77,7 @@ PROFILED_STEPS = 4500
 
 
 def arguments(side: str, steps: int, options: Options):
-    """The script's, for that many steps with nothing but training in them."""
+    """The script's arguments for that many steps of training, without evaluations or checkpoints."""
     import ddpg_continuous_action as ddpg
 
     return ddpg.Args(
@@ -168,7 +168,7 @@ def matrix_products(count, options: Options) -> None:
 
 
 def steps_a_product(num_envs: int, options: Options) -> float:
-    """Environment steps whose average update is as much work as one product of matrices of 256 x 256."""
+    """How many environment steps, with their updates, are as much work as one product of matrices of 256 x 256."""
     import gymnasium as gym
 
     env = gym.make(options.env_id)
@@ -248,7 +248,7 @@ def split(side: str, options: Options) -> tuple[str, str]:
 
 
 class Side:
-    """A process that trains on and on, for as long as it is let."""
+    """A process that trains until it is killed; between its slices it is stopped by SIGSTOP."""
 
     def __init__(self, side: str, num_envs: int, fill: int, options: Options, folder: Path):
         import numpy as np

@@ -9,7 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, and
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 import toys  # noqa: E402  registers the toy environments
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
@@ -18,6 +20,18 @@ import dqn  # noqa: E402
 import sac_continuous_action as sac  # noqa: E402
 
 AGENTS = {ddpg: "DDPG", sac: "SAC", dqn: "DQN"}  # the scripts and the names of their agents
+
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Put the number of PyTorch's threads back: a run of a test may change it, and rounding depends on it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def quick_args(script=ddpg, **changes):

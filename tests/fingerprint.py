@@ -1,4 +1,4 @@
-"""What two runs that should be the same are compared by."""
+"""Checksums that are the same for two runs that ended with the same bits."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
         "weights": state["agent"]["networks"],
         "optimizers": state["agent"]["optimizers"],
         "replay": state["replay_buffer"],
-        "random": [state["generators"], state["noise"]],
+        "random": [state["generators"], state.get("noise")],
         "environments": state["environments"],
         "run": run,
         "scalars": scalars,

@@ -1,4 +1,4 @@
-"""The fast paths: the same algorithm, the same bits from run to run and over a resume, and nothing learned in building them.
+"""Compiled and captured agents: the same algorithm, the same bits in each run and after a resume; building trains nothing.
 
 CUDA graphs are tested twice: everywhere with a stand-in for the capture that calls the captured function again, and, where
 there is a CUDA device, for what they are.
@@ -36,16 +36,17 @@ def filled_buffer(device: torch.device, size: int = 200) -> ddpg.ReplayBuffer:
 
 
 def accelerated(agent, mode: str, rb: ddpg.ReplayBuffer, num_envs: int = 1):
-    """What a run would go on with."""
+    """The agent that a run would train with."""
     batch, noise = rb.example_batch(16), torch.zeros(16, 2, device=rb.device) if agent.args.policy_noise else None
     examples = [{"batch": batch, "noise": noise, "update_policy": flag} for flag in (True, False)]
     return acceleration.accelerate(agent, mode, (np.zeros((num_envs, 5), np.float32),), examples)
 
 
 def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
-    """An agent after some updates and what these returned; the same seeds for all."""
+    """An agent after some updates and what these returned; the same seeds for all. (One network size for all: what one
+    test compiled, the next finds in torch's cache.)"""
     torch.manual_seed(0), np.random.seed(0)
-    args = quick_args(accelerate=accelerate, cuda=device == "cuda", **changes)
+    args = quick_args(**({"accelerate": accelerate, "cuda": device == "cuda", "hidden_sizes": (32, 24)} | changes))
     agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device))
     agent = accelerated(agent, args.accelerate, rb)
     losses = []
@@ -147,27 +148,31 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     assert_same(other.state_dict(), agent.state_dict(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "atol"),
     [
         ({}, 1e-6),  # other orders of summation
         ({"normalization": "layer", "critic_loss": "huber", "weight_decay": 1.0}, 1e-5),
         ({"critic_loss": "expectile", "policy_noise": 0.2}, 1e-5),
-        ({"normalization": "batch"}, 4e-3),  # a bias before it has no gradient but rounding, and Adam makes 12 steps of that
+        ({"normalization": "batch"}, 4e-3),  # a bias before it gets rounding for a gradient: 12 steps of Adam
     ],
 )
 def test_compiled_is_the_same_algorithm(changes, atol):
-    same_algorithm("compile", {"rtol": 1e-4, "atol": atol}, hidden_sizes=(32, 24), **changes)
+    same_algorithm("compile", {"rtol": 1e-4, "atol": atol}, **changes)
 
 
+@pytest.mark.slow
 def test_compiling_trains_nothing():
     trains_nothing("compile")
 
 
+@pytest.mark.slow
 def test_compiled_restores():
     restores("compile")
 
 
+@pytest.mark.slow
 def test_compiled_runs_are_the_same_twice(run, capsys):
     assert digest(run(quick_args(accelerate="compile"))) == digest(run(quick_args(accelerate="compile")))
     assert capsys.readouterr().out.count("--accelerate compile: built in") == 2
@@ -185,7 +190,7 @@ def test_capturing_trains_nothing(stand_in):
 
 
 def test_acting_is_built_at_the_start_for_training_and_for_evaluation(stand_in):
-    """Where what cannot be built still falls back, and not in the middle of a run."""
+    """What cannot be built then falls back to eager mode at the start, not in the middle of a run."""
     agent, _, rb = trained("eager", updates=0)
     accelerated(agent, "cudagraph", rb, num_envs=3)
     built = len(stand_in.replays)
@@ -210,7 +215,7 @@ def test_a_captured_run_is_the_eager_one(run, stand_in, num_envs):
     assert stand_in.replays and digest(eager) == digest(captured)
 
 
-@pytest.mark.parametrize("accelerate", ["compile", "cudagraph"])
+@pytest.mark.parametrize("accelerate", [pytest.param("compile", marks=pytest.mark.slow), "cudagraph"])
 def test_what_cannot_be_built_falls_back_to_eager(run, monkeypatch, capsys, accelerate):
     eager = digest(run(quick_args(accelerate="eager")))
     capsys.readouterr()
@@ -278,6 +283,7 @@ def test_auto_compiles_what_is_worth_it(monkeypatch, capsys, changes, began_with
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_args_json_says_how_the_run_was_accelerated(run, monkeypatch):
     """Also where `auto` chose, and where what was chosen could not be built."""
     monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 100)

@@ -1,6 +1,7 @@
 """The command line: each mistake is one line on stderr that names the flag and the value, status 2, nothing created."""
 
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -19,13 +20,12 @@ import ddpg_continuous_action as ddpg
 from training import command_line, environments, errors, replay_buffer
 
 
-def script(*arguments: str, cwd: Path, path: str = "", **environment: str) -> subprocess.CompletedProcess:
-    """Run the script as a user does, with the toy environments to be had as `toys:NAME`."""
-    python_path = os.pathsep.join(filter(None, (path, str(ROOT / "tests"))))
+def script(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run the script as a user does, in a process of its own. The toy environments are found as `toys:NAME`."""
     return subprocess.run(
         [sys.executable, str(ROOT / "ddpg_continuous_action.py"), *arguments],
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": python_path, "CUDA_VISIBLE_DEVICES": ""} | environment,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""} | environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -64,7 +64,7 @@ BAD = {
     "no number": ("--gamma high", "FLOAT"),
     "gamma above 1": ("--gamma 1.01", "between 0 and 1"),
     "gamma below 0": ("--gamma -0.1", "between 0 and 1"),
-    "expectile 1": ("--critic-loss expectile --expectile 1", "above 0 and below 1"),
+    "expectile 1": ("--expectile 1 --critic-loss expectile", "above 0 and below 1"),
     "negative smoothing": ("--policy-noise -0.1", "0 or more"),
     "tau 0": ("--tau 0", "above 0 and at most 1"),
     "tau above 1": ("--tau 1.5", "above 0 and at most 1"),
@@ -100,16 +100,17 @@ BAD = {
 }
 
 
-def main_in_this_process(*arguments: str) -> subprocess.CompletedProcess:
-    """What `script` does, without the seconds that a new process takes to import torch."""
+def main_in_this_process(*arguments: str, cwd: Path, script: str = "ddpg_continuous_action") -> subprocess.CompletedProcess:
+    """Run a script as a user does, but without the seconds that a new process takes to import torch."""
     output, errors = io.TextIOWrapper(io.BytesIO(), write_through=True), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr(sys, "argv", ["ddpg_continuous_action.py", *arguments])
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [f"{script}.py", *arguments])
         patch.setattr(sys, "unraisablehook", sys.unraisablehook)  # restored afterwards, as the others
         patch.setattr(sys, "stdout", output)
         patch.setattr(sys, "stderr", errors)
         try:
-            ddpg.main()
+            importlib.import_module(script).main()
             status = 0
         except SystemExit as exit:
             status = exit.code
@@ -117,10 +118,9 @@ def main_in_this_process(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_argument_is_refused(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_bad_argument_is_refused(name, tmp_path):
     arguments, *words = BAD[name]
-    done = main_in_this_process(*arguments.split())
+    done = main_in_this_process(*arguments.split(), cwd=tmp_path)
     refused(done, *arguments.replace(":1", ": 1").split(" --")[0].split(maxsplit=1), *words)
     assert list(tmp_path.iterdir()) == []
 
@@ -133,11 +133,11 @@ def test_a_bad_argument_is_refused_by_the_script_itself(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_never_learns_is_a_warning(tmp_path, monkeypatch):
+def test_a_run_that_never_learns_is_a_warning(tmp_path):
     """CleanRL's script runs with --learning-starts at or above --total-timesteps, and so does this one."""
-    monkeypatch.chdir(tmp_path)
     for total in (100, 60):
-        done = main_in_this_process(*f"--env-id toys:Counter-v0 --total-timesteps {total} --learning-starts 100".split())
+        arguments = f"--env-id toys:Counter-v0 --total-timesteps {total} --learning-starts 100"
+        done = main_in_this_process(*arguments.split(), cwd=tmp_path)
         assert done.returncode == 0
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
         assert "--learning-starts 100" in line and f"--total-timesteps {total}" in line
@@ -150,17 +150,17 @@ def test_every_float_is_checked_for_nan():
 def test_runs_that_cannot_be_written(tmp_path):
     """(A file in the folder's place: root, as which tests may run, can write to any folder.)"""
     (tmp_path / "runs").write_text("mine")
-    refused(script("--env-id", "Pendulum-v1", cwd=tmp_path), "runs/")
+    refused(main_in_this_process("--env-id", "Pendulum-v1", cwd=tmp_path), "runs/")
     assert (tmp_path / "runs").read_text() == "mine"
 
 
-def test_a_missing_wandb(tmp_path):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "wandb.py").write_text("raise ImportError('not installed')")
-    refused(script("--track", cwd=tmp_path, path=str(tmp_path / "path")), "--track", "pip install wandb")
+def test_a_missing_wandb(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises an ImportError
+    refused(main_in_this_process("--track", cwd=tmp_path), "--track", "pip install wandb")
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_no_renderer(tmp_path):
     """A missing rendering library is found before training starts."""
     done = script("--capture-video", cwd=tmp_path, MUJOCO_GL="osmesa", PYOPENGL_PLATFORM="egl", DISPLAY="")
@@ -168,10 +168,9 @@ def test_no_renderer(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_missing_moviepy(tmp_path):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "moviepy.py").write_text("raise ImportError('not installed')")
-    done = script("--capture-video", "--env-id", "toys:Counter-v0", cwd=tmp_path, path=str(tmp_path / "path"))
+def test_a_missing_moviepy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "moviepy", None)  # importing it raises an ImportError
+    done = main_in_this_process("--capture-video", "--env-id", "toys:Counter-v0", cwd=tmp_path)
     refused(done, "--capture-video", "pip install moviepy")
     assert not (tmp_path / "runs").exists()
 
@@ -209,7 +208,7 @@ def test_the_estimate_is_the_size_of_the_buffer(monkeypatch):
 
 
 def test_help_is_grouped_and_names_every_flag(tmp_path):
-    done = script("--help", cwd=tmp_path)
+    done = main_in_this_process("--help", cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     for field in dataclasses.fields(ddpg.Args):
         assert f"--{field.name.replace('_', '-')}" in done.stdout
@@ -253,29 +252,29 @@ def test_a_damaged_run_is_refused(saved_run, tmp_path):
     results = set(saved_run.iterdir())
 
     model.write_bytes(before[: len(before) // 2])
-    refused(script(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
 
     shutil.copy(ROOT / "LICENSE", model)
-    refused(script(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
 
     model.write_bytes(before)
     settings = json.loads((saved_run / "args.json").read_text())
     settings["args"]["env_id"] = "Pendulum-v1"  # the model is then one of another environment
     (saved_run / "args.json").write_text(json.dumps(settings))
-    refused(script(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
 
     (saved_run / "args.json").write_text("{}")
-    refused(script(*arguments, cwd=tmp_path), "--evaluate", "folder of a run")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "--evaluate", "folder of a run")
 
     model.unlink()
     settings["args"]["env_id"] = "toys:Pendulum-like-v0"
     (saved_run / "args.json").write_text(json.dumps(settings))
-    refused(script(*arguments, cwd=tmp_path), "--evaluate", "model.pt")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "--evaluate", "model.pt")
     assert set(saved_run.iterdir()) == results - {model}  # nothing was added
 
 
 def test_evaluating_with_other_arguments_is_refused(saved_run, tmp_path):
-    refused(script("--evaluate", str(saved_run), "--gamma", "0.5", cwd=tmp_path), "--gamma 0.5", "0.99")
+    refused(main_in_this_process("--evaluate", str(saved_run), "--gamma", "0.5", cwd=tmp_path), "--gamma 0.5", "0.99")
 
 
 class Malicious:
@@ -285,5 +284,5 @@ class Malicious:
 
 def test_a_forged_model_runs_no_code(saved_run, tmp_path):
     torch.save({"actor": Malicious()}, saved_run / "model.pt")
-    refused(script("--evaluate", str(saved_run), cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process("--evaluate", str(saved_run), cwd=tmp_path), "model.pt", "not a whole model")
     assert not (tmp_path / "owned").exists()

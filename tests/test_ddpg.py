@@ -205,6 +205,7 @@ def test_act_is_greedy_and_float32(agent):
     np.testing.assert_array_equal(actions, agent.actor(torch.from_numpy(obs)).detach().numpy())
 
 
+@pytest.mark.slow
 def test_the_update_path_raises_no_warning():
     """`python -W error` turns a broadcast of (B,) against (B, 1), among others, into a failure."""
     code = "\n".join(

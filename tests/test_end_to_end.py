@@ -14,6 +14,7 @@ from test_arguments import script
 HOPPER = "--env-id Hopper-v4 --total-timesteps 1200 --learning-starts 1000 --buffer-size 2000 --eval-episodes 2".split()
 
 
+@pytest.mark.slow
 def test_hopper_from_the_command_line(tmp_path):
     done = script(*HOPPER, "--eval-frequency", "500", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -58,9 +59,11 @@ def test_hopper_from_the_command_line(tmp_path):
     assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
 
 
+@pytest.mark.slow
 def test_a_deprecated_model_attribute_is_said_once_and_not_logged_to_a_file(tmp_path):
     """HalfCheetah-v4's model makes MuJoCo warn each time an environment is built, here three times."""
     arguments = [*HOPPER, "--eval-frequency", "0", "--num-envs", "2", "--env-id", "HalfCheetah-v4", "--save-model"]
+    arguments += ["--max-episode-steps", "50"]
     arguments[arguments.index("1200")] = "1010"
     done = script(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -75,6 +78,7 @@ def egl_renders() -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux") or not egl_renders(), reason="no EGL: apt-get install libegl1 libgl1")
 def test_videos_on_a_machine_without_a_display(tmp_path):
     """InvertedPendulum's episodes are short: the 0th and the 20th are filmed, and the first of the final evaluation."""
@@ -98,6 +102,7 @@ def test_videos_on_a_machine_without_a_display(tmp_path):
     assert f"filmed in videos/{folder.name}" in done.stdout
 
 
+@pytest.mark.slow
 def test_weights_and_biases_offline(tmp_path):
     """The offline run's own record holds our configuration and what TensorBoard got."""
     arguments = (

@@ -57,7 +57,7 @@ def test_the_check_draws_nothing_from_the_random_streams():
     before = streams()
     args = quick_args(episode_replay="auto")
     environments.check(args)
-    assert streams() == before and args.episode_replay == "plain"
+    assert streams() == before and args.found_replay == "plain"
 
 
 def resumed(args: ddpg.Args) -> episodes.TrainingEnvs:

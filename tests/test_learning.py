@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pytest
 from conftest import quick_args
 
 
+@pytest.mark.slow
 def test_identity_is_learned(run):
     """One-step episodes whose best action is the observation."""
     args = quick_args(
@@ -16,6 +18,7 @@ def test_identity_is_learned(run):
     assert abs(agent.act(obs) - obs).max() < 0.15  # 0.05 when written; without learning about 0.8
 
 
+@pytest.mark.slow
 def test_a_time_limit_is_no_terminal_state(run):
     """Reward 1 a step, cut off after 5, gamma 0.5: every value is 2. Cut off as if terminal, the last state's would be 1."""
     args = quick_args(
@@ -33,6 +36,7 @@ def test_a_time_limit_is_no_terminal_state(run):
     np.testing.assert_allclose(values, 2, atol=0.1)
 
 
+@pytest.mark.slow
 def test_pendulum_is_learned(run):
     """Pendulum-v1 to a greedy mean of at least -250 over 20 fresh episodes within 20,000 steps."""
     args = quick_args(

@@ -62,4 +62,4 @@ def test_it_comes_back_by_a_replay(env_id):
     skip_what_is_not_installed(env_id)
     args = quick_args(env_id=env_id, episode_replay="auto")
     environments.check(args)
-    assert args.episode_replay == "plain"
+    assert args.found_replay == "plain"

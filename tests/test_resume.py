@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL and resumed ends as the run that was not: the same bits in all that it leaves."""
+"""A run that is killed with SIGKILL and resumed leaves the same bits as a run that was never killed."""
 
 import os
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, scalars
 from fingerprint import fingerprint
+from test_arguments import main_in_this_process
 
 SHORT = (
     "--total-timesteps 600 --learning-starts 150 --buffer-size 256 --batch-size 32 --hidden-sizes 32 32 --no-cuda "
@@ -18,6 +19,7 @@ SHORT = (
 def run_killed(
     cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL", script: str = "ddpg_continuous_action"
 ) -> subprocess.CompletedProcess:
+    """Run a script in a process of its own, which tests/killed.py signals at an exact moment."""
     command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), signals, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
     return subprocess.run(
@@ -37,15 +39,21 @@ def only_run(cwd: Path) -> Path:
     return run_dir
 
 
+def finish(cwd: Path, run_dir: Path, script: str = "ddpg_continuous_action") -> None:
+    """Resume a run, in this process, and let it come to its end."""
+    done = main_in_this_process("--resume", str(run_dir), cwd=cwd, script=script)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """The fingerprint of a run left alone, computed once for each command line."""
+    """The fingerprint of a run left alone, in this process, computed once for each command line."""
     known = {}
 
     def uninterrupted(arguments: str, script: str = "ddpg_continuous_action") -> dict[str, str]:
         if (script, arguments) not in known:
             cwd = tmp_path_factory.mktemp("uninterrupted")
-            done = run_killed(cwd, "step", 0, *arguments.split(), script=script)
+            done = main_in_this_process(*arguments.split(), cwd=cwd, script=script)
             assert done.returncode == 0, done.stderr
             known[script, arguments] = fingerprint(only_run(cwd))
         return known[script, arguments]
@@ -73,14 +81,14 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "moment", "number"), CASES)
 def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, task, moment, number):
     arguments = f"--env-id {task} {SHORT}"
     done = run_killed(tmp_path, moment, number, *arguments.split())
     assert done.returncode == -9, done.stderr
     run_dir = only_run(tmp_path)
-    done = run_killed(tmp_path, "step", 0, "--resume", str(run_dir))
-    assert done.returncode == 0, done.stderr
+    finish(tmp_path, run_dir)
     assert fingerprint(run_dir) == uninterrupted(arguments)
     for tag, events in scalars(run_dir).items():  # each step once and in order
         steps = [step for step, _ in events]
@@ -88,6 +96,7 @@ def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, task, mo
         assert tag == "charts/SPS" or len(set(steps)) == len(steps) or "--num-envs 3" in task, tag
 
 
+@pytest.mark.slow
 def test_a_resumed_resume(uninterrupted, tmp_path):
     """Killed three times: while training, while writing a checkpoint after the first resume, and while evaluating."""
     arguments = f"--env-id Pendulum-v1 --num-envs 1 {SHORT}"
@@ -95,6 +104,5 @@ def test_a_resumed_resume(uninterrupted, tmp_path):
     run_dir = only_run(tmp_path)
     assert run_killed(tmp_path, "fsync", 12, "--resume", str(run_dir)).returncode == -9
     assert run_killed(tmp_path, "evaluate", 1, "--resume", str(run_dir)).returncode == -9
-    done = run_killed(tmp_path, "step", 0, "--resume", str(run_dir))
-    assert done.returncode == 0, done.stderr
+    finish(tmp_path, run_dir)
     assert fingerprint(run_dir) == uninterrupted(arguments)

@@ -5,6 +5,8 @@ import itertools
 import os
 import random
 import signal
+import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -247,6 +249,23 @@ class Raising(PendulumLike):
         self.total += self.first
         if self.where == "first-step" or (self.total == 50 and self.where == "step"):
             raise ZeroDivisionError("no mass")
+
+
+class Gate(PendulumLike):
+    """At its 250th step it writes a file at_the_gate_SEED, and goes on when there is a file named go."""
+
+    total, seed = 0, None
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed if seed is not None else self.seed
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.total += 1
+        if self.total == 250:
+            Path(f"at_the_gate_{self.seed}").touch()
+            while not Path("go").exists():
+                time.sleep(0.01)
         return super().step(action)
 
 
@@ -300,5 +319,7 @@ for name, spaces in SPACES.items():
     gym.register(f"{name}Spaces-v0", Shaped, kwargs=spaces)
 for where in ("constructor", "reset", "first-step", "step"):
     gym.register(f"Raising-{where}-v0", Raising, kwargs={"where": where})
+gym.register("DictObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (1,)))})
+gym.register("Gate-v0", Gate)
 gym.register("Dying-v0", Failing, kwargs={"how": "die"})
 gym.register("Hanging-v0", Failing, kwargs={"how": "hang"})

@@ -1,4 +1,4 @@
-"""Faster stand-ins of an agent. The eager agent is the specification: a stand-in computes the same.
+"""Stand-ins for an agent that compute the same, faster. The eager agent is the specification.
 
 An agent has `update(*tensors, update_policy)` and `policy(*tensors)`, which computes the actions that `act` returns. Of an
 update, a stand-in needs to know only whether it changes the policy.
@@ -26,7 +26,7 @@ UPDATES_WORTH_COMPILING = 40_000
 
 
 def choose_mode(args: Args, device: torch.device, global_step: int, began_with: str | None) -> str:
-    """What `--accelerate` means for this run, with one line that says why where that is not plain.
+    """The mode that `--accelerate` means for this run. Where the user could not know the reason, one line says it.
 
     Args:
         global_step: where the run is.
@@ -51,17 +51,17 @@ def choose_mode(args: Args, device: torch.device, global_step: int, began_with: 
 
 
 def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequence[dict[str, Any]]) -> Any:
-    """A stand-in for `agent` with a faster `update` and `act`; the agent itself where there is none, and a line says why.
+    """A stand-in for `agent` with a faster `update` and `act`, or the agent itself: if none can be built, one line says why.
 
     The stand-in shares the agent's networks and optimisers. Building it trains nothing. Afterwards, load a state with the
     stand-in's `load_state_dict`: it fills the tensors that are there, because the fast functions refer to those.
 
     Args:
         mode: eager, compile or cudagraph.
-        acting: arguments of `act` in training, shaped like those to come: observations and whatever else. (Evaluation acts
-            on one observation.)
-        learning: arguments of `update` by name, shaped like those to come: a set for each combination of its flags. Captured
-            graphs will read their input where these tensors are.
+        acting: arguments of `act` in training, with the shapes that training will use: first the observations. (Evaluation
+            acts on one observation.)
+        learning: arguments of `update` by name, with the shapes that training will use: a set for each combination of its
+            flags. Captured graphs will read their input from the memory of these tensors.
     """
     if mode == "eager":
         return agent
@@ -76,7 +76,7 @@ def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequenc
                 stand_in.act(*arrays)
         tqdm.write(f"--accelerate {mode}: built in {time.perf_counter() - start_time:.1f} seconds")
         return stand_in
-    except Exception as error:  # no compiler, no device, an operation that cannot be captured: there are many types
+    except Exception as error:  # no compiler, no device, an operation that cannot be captured: many types
         reason = next(iter(str(error).splitlines()), repr(error))
         tqdm.write(f"--accelerate {mode} does not work here ({reason}), training goes on in eager mode")
         return agent
@@ -92,7 +92,7 @@ def split_arguments(arguments: dict[str, Any]) -> tuple[tuple[bool, ...], list[t
 
 
 def restore(agent, state: dict[str, Any]) -> None:
-    """What `agent.load_state_dict` does, with each tensor left in its place."""
+    """Do what `agent.load_state_dict` does, but copy into the tensors that exist: the fast functions refer to those."""
     fill(agent.state_dict(), state)
     if agent.device.type == "cuda":
         torch.cuda.synchronize()  # a captured `act` reads on a stream of its own
@@ -100,7 +100,7 @@ def restore(agent, state: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
-    """Copy nested values into nested tensors; for none at all (an optimiser's state before its first step), zeros."""
+    """Copy nested values into nested tensors. Without values (an optimiser before its first step) the tensors become zero."""
     for name, tensor in tensors.items():
         if isinstance(tensor, dict):
             fill(tensor, values[name] if values else {})
@@ -113,7 +113,7 @@ def compile_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
     traced, stand_in = copy.copy(agent), copy.copy(agent)
     for name, part in vars(agent).items():
         if isinstance(part, torch.optim.Optimizer):
-            setattr(traced, name, TraceableAdamW(part))  # its own step is one kernel, which nothing can be fused with
+            setattr(traced, name, TraceableAdamW(part))  # the compiler cannot fuse anything with its own step
     updates = {}
     for arguments in learning:
         names = sorted(name for name, value in arguments.items() if isinstance(value, torch.Tensor))
@@ -139,7 +139,7 @@ def compile_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
 
 
 def compile_function(function: Callable, inputs: list[torch.Tensor]) -> Callable:
-    """A function compiled for inputs laid out like these; the other tensors it reads and writes stay where they are.
+    """Compile a function for inputs with these shapes. Other tensors that it reads or writes are used in their own memory.
 
     Not `torch.compile`: its checks before each call take a tenth of a millisecond, and it breaks its graph at an optimiser's
     step. This records the operations once: what `function` decides in Python stays decided.
@@ -219,7 +219,7 @@ def capture_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
 
 
 def capture(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-    """Record what `function` has the device do; returns what does it again, and where the result then is."""
+    """Record what the device does for `function`; returns a function that repeats it, and the tensor with the result."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = function()

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import gymnasium as gym
 import tyro
@@ -67,12 +67,12 @@ class Experiment:
     cuda: bool = True
     """train on a CUDA device if there is one"""
     accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
-    """run updates as captured CUDA graphs, as compiled functions, or as they are written (eager); auto takes graphs on
-    CUDA; on a CPU, compiled functions if the run is long enough to gain more than the building costs"""
+    """how to run updates and actions: eager runs the code as it is written, compile compiles it, cudagraph captures CUDA
+    graphs; auto takes cudagraph on CUDA, and on a CPU compile if the run is long enough to save more time than that costs"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
     num_threads: Count | None = None
-    """CPU threads for PyTorch (None: OMP_NUM_THREADS if set, at most 2)"""
+    """CPU threads for PyTorch (None: OMP_NUM_THREADS or the number of cores, but at most 2)"""
     track: bool = False
     """also send everything to Weights and Biases"""
     wandb_project_name: str = "cleanRL"
@@ -122,7 +122,7 @@ class Evaluating:
     eval_episodes: Count = 10
     """episodes in each of these evaluations"""
     target_return: Finite | None = None
-    """stop training, successfully, as soon as the mean return of an evaluation reaches this value"""
+    """training ends as soon as the mean return of an evaluation reaches this value"""
     evaluate: Path | None = None
     """a run folder: evaluate its best model (its latest if there is no best) instead of training"""
 
@@ -136,10 +136,11 @@ class Checkpoints:
     keep_checkpoints: Count = 2
     """number of checkpoints to keep; older ones are removed"""
     resume: Path | None = None
-    """a run folder: continue from its newest whole checkpoint, with its arguments"""
+    """a run folder: continue that run from its newest undamaged checkpoint, with its saved arguments"""
     episode_replay: Literal["auto", "plain", "rebuild", "cut"] = "auto"
     """how running episodes come back on --resume: played again (plain), played again with the environment built anew for
     each episode (rebuild), or not, they are cut off (cut); auto finds out before training"""
+    found_replay: ClassVar[str | None] = None  # what `auto` turned out to be; not a flag, and not saved with the flags
     worker_timeout: Positive = 60.0
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 

@@ -1,7 +1,7 @@
-"""Checkpoints: one file each, written whole or not at all, and read without running code.
+"""Checkpoints: one file each, written completely or not at all, and read without running code.
 
-A checkpoint is `checkpoints/<global_step>.<SHA-256 of the file>.pt`: its own name says whether it is as it was written.
-Nothing here knows what is inside: a dict of tensors and plain values.
+A checkpoint is `checkpoints/<global_step>.<SHA-256 of the file>.pt`: its name tells whether its content is undamaged.
+The content is a dict of tensors and plain values; nothing here depends on what they mean.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is as it was written, to the byte."""
+    """Whether a checkpoint has the very bytes that were written."""
     return checkpoint.name.split(".")[1] == sha256(checkpoint)
 
 
@@ -37,10 +37,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint, then remove those that it makes superfluous: more than `keep`, or another of this step.
+    """Write a checkpoint, then remove older ones so that `keep` remain, and an earlier one of the same step.
 
-    The file is written beside its place, brought to the disk and renamed: a crash at any moment leaves the old
-    checkpoints whole, and at most this one missing.
+    The file is written under another name, flushed to the disk and then renamed: a crash at any moment leaves the old
+    checkpoints undamaged; only this one may be missing.
 
     Raises:
         OSError: if it cannot be written; what was written of it is removed.
@@ -56,14 +56,14 @@ def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep:
         unfinished.unlink(missing_ok=True)
         raise
     others = [path for path in list_checkpoints(folder) if step_of(path) <= global_step and path != place]
-    same_step = [path for path in others if step_of(path) == global_step and is_whole(path)]  # a damaged one is kept
+    same_step = [path for path in others if step_of(path) == global_step and is_whole(path)]  # damaged ones are kept
     older = [path for path in others if step_of(path) < global_step]  # a newer one can only be damaged
     for path in same_step + older[keep - 1 :]:
         path.unlink()
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint in a folder; None if there is none at all. Damaged ones are named, passed over and kept.
+    """The newest undamaged checkpoint in a folder, None if there is none at all. Damaged ones are named, skipped and kept.
 
     The tensors are mapped from the file: a replay buffer's second copy might not fit into memory. `weights_only` keeps a
     forged file from running code.
@@ -77,7 +77,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             if not is_whole(path):
                 raise ValueError("it is not as it was written")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # forged files fail in as many ways as there are
+        except Exception as error:  # damaged and forged files raise errors of many types
             print(f"checkpoint {path} is damaged and passed over ({' '.join(str(error).split())[:100]})")
     if checkpoints:
         raise UsageError(f"--resume {folder.parent}: must hold a whole checkpoint, and all of them are damaged")

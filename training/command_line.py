@@ -30,7 +30,7 @@ def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
     """Parse the command line.
 
     Raises:
-        UsageError: for what tyro refuses, its box of several lines put into one.
+        UsageError: with the text of tyro's error, on one line.
     """
     # tyro prints a box of help for each nested dataclass: nest the bases of Args for it, and flatten what comes back.
     groups = args_class.__bases__
@@ -150,6 +150,6 @@ def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> N
     except Stopped as stop:
         sys.exit(128 + stop.args[0])
     except (UsageError, TrainingError) as error:
-        sys.unraisablehook = lambda _: None  # a renderer that failed to open complains again when it is collected
+        sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)

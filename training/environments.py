@@ -99,7 +99,7 @@ def check_finite(global_step: int, **fields: np.ndarray) -> None:
 
 
 class WorkerEnvs(AsyncVectorEnv):
-    """Asynchronous environments: notices a worker process that died or hangs, and leaves no worker behind.
+    """Asynchronous environments that notice a worker process which died or hangs, and that leave no worker behind.
 
     Raises:
         EnvError: from `step`, naming the worker and its exit status.
@@ -155,7 +155,8 @@ def make_envs(args: Args, run_name: str) -> TrainingEnvs:
     next step, would put a transition that never happened into the replay buffer after each episode.)
     """
     video_folder = Path(args.output, "videos", run_name) if args.capture_video else None
-    rebuild = args.episode_replay == "rebuild"
+    replay = args.found_replay or args.episode_replay
+    rebuild = replay == "rebuild"
     video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     env_fns = [
         partial(make_env, args, index, False, video_folder if index == 0 else None, video_name, rebuild)
@@ -165,13 +166,13 @@ def make_envs(args: Args, run_name: str) -> TrainingEnvs:
         envs = WorkerEnvs(env_fns, args.worker_timeout, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
         envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
-    return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs), replayable=args.episode_replay != "cut")
+    return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs), replayable=replay != "cut")
 
 
 def check(args: Args) -> None:
-    """Find what cannot be run before anything is created: check the flags, then build the environment once and close it.
+    """Refuse what cannot be run, before anything is created: check the flags, then build the environment and close it.
 
-    Where `args.episode_replay` is "auto", it becomes what holds for this environment.
+    Where `args.episode_replay` is "auto", `args.found_replay` becomes what holds for this environment.
 
     Raises:
         UsageError: if a flag is wrong, or if the environment does not exist, raises an error, has spaces that the algorithm
@@ -202,9 +203,10 @@ def check(args: Args) -> None:
         for change in changes(env.get_wrapper_attr("given_spaces"), (obs_space, action_space)):
             print(f"{args.env_id}: {change}")
         if args.episode_replay == "auto" and args.evaluate is None:
-            args.episode_replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_env(args, rebuild=rebuild))
-        if args.evaluate is None and args.episode_replay in REPLAYS:
-            print(f"{args.env_id}: {REPLAYS[args.episode_replay]}")
+            args.found_replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_env(args, rebuild=rebuild))
+        replay = args.found_replay or args.episode_replay
+        if args.evaluate is None and replay in REPLAYS:
+            print(f"{args.env_id}: {REPLAYS[replay]}")
     except EnvError as error:
         raise UsageError(f"{what}: {error}") from error
     finally:

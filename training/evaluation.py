@@ -40,7 +40,7 @@ def evaluate(
     video_name: str = "evaluation",
     signals: Signals | None = None,
 ) -> Evaluation:
-    """Greedy episodes on an environment of their own; the i-th starts from seed `seed + i`.
+    """Play greedy episodes on a new environment; the i-th starts from seed `seed + i`.
 
     Nothing here draws from the random streams of training. `q_bias` is the mean, over all states visited, of the
     critic's value of acting greedily minus the discounted return that followed: above zero the critic overestimates. An
@@ -97,13 +97,13 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
 def final_evaluation(
     agent, args: Args, folder: Path, global_step: int | None = None, signals: Signals | None = None
 ) -> Evaluation:
-    """Evaluate the run's best model (its latest if none was kept) on fresh starts, print the result and file it.
+    """Evaluate the run's best model (its latest if none was kept) on fresh starts, print the result and write it to the folder.
 
     Args:
         global_step: the run's last step, if this ends a training.
 
     Raises:
-        Stopped: if a signal asked for a stop; nothing is filed then.
+        Stopped: if a signal asked for a stop; nothing is written then.
     """
     models = [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
     if models:
@@ -160,7 +160,7 @@ def load_model(agent, path: Path) -> None:
         UsageError: if the file is damaged or of other networks than the agent's.
     """
     try:
-        # To the CPU first: that copy is waited for. A captured `act` reads the networks on a stream of its own.
+        # To the CPU first: copying from there waits until it is done. A captured `act` reads the networks on another stream.
         saved = torch.load(path, map_location="cpu", weights_only=True)
         for name, network in agent.networks.items():
             network.load_state_dict(saved[name])

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what happens when the disk is full."""
+"""Writing files: complete or not at all, and what happens when the disk is full."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ WRITE_ATTEMPTS = 3  # writes of one file that may fail in a row (a full disk) be
 
 
 def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Have `write` fill a new file, and bring it to the disk."""
+    """Let `write` fill a new file, then flush it to the disk."""
     with open(path, "wb") as file:
         write(file)
         file.flush()
@@ -25,7 +25,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Have `write` fill a file that takes the place of `path` once it is whole and on the disk; an error changes nothing."""
+    """Let `write` fill a new file that replaces `path` when it is complete and on the disk; an error changes nothing."""
     unfinished = path.with_name(f"{path.name}.tmp")
     try:
         write_file(unfinished, write)
@@ -36,7 +36,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
+    """Flush a folder to the disk, so that a rename in it survives a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,7 +80,7 @@ class EventWriter(SummaryWriter):
         # print a traceback, and in the main thread, where we handle it.
         excepthook = threading.excepthook
         threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or excepthook(failure)
-        # TensorBoard heeds the purge step of a later file only if the first file of the folder had one too.
+        # TensorBoard respects the purge step of a later file only if the first file of the folder had one too.
         super().__init__(folder, purge_step=global_step + 1)
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:

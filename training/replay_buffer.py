@@ -16,8 +16,8 @@ class ReplayBuffer(buffers.ReplayBuffer):
 
     `transitions` is (buffer_size // n_envs, n_envs, 2 O + A + 2) float32; `observations`, `actions`, `next_observations`,
     `dones` and `rewards` are views of it. Samples hold `dones` as they were stored: the caller stores terminations alone.
-    On a CUDA device a sample overwrites the one before of the same size, because captured graphs read their input in one
-    place.
+    On a CUDA device each sample overwrites the one before if it has the same size: captured graphs always read their input
+    from the same memory.
     """
 
     def __init__(self, *args, **kwargs):
@@ -30,7 +30,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         self.batch = torch.empty(0, 0)
 
     def example_batch(self, batch_size: int) -> ReplayBufferSamples:
-        """A sample of zeros; on a CUDA device, in the place where all samples of this size will be."""
+        """A sample of zeros; on a CUDA device, in the memory that all samples of this size will use."""
         self.batch = torch.zeros(batch_size, sum(self.widths), device=self.device)
         return ReplayBufferSamples(*self.batch.split(self.widths, dim=1))
 
@@ -49,7 +49,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         return {"transitions": torch.from_numpy(self.transitions[: self.size()]), "pos": self.pos, "full": self.full}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what `state_dict` described."""
+        """Restore a state from `state_dict`."""
         self.transitions[: len(state["transitions"])] = state["transitions"].numpy()
         self.pos, self.full = state["pos"], state["full"]
 
@@ -65,7 +65,7 @@ def buffer_bytes(observation_size: int, action_size: int, buffer_size: int) -> i
 
 
 def available_memory(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes this process may still take: what the machine has left or, if that is less, what its container has."""
+    """Bytes of memory that this process may still use: those free on the machine or, if fewer, in its container."""
     available = psutil.virtual_memory().available
     with contextlib.suppress(OSError):  # not Linux
         for line in membership.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""What a run is beside its algorithm: its folder, its clock, its logs, and how it stops and goes on."""
+"""Everything about a run that is not its algorithm: its folder, its clock, its logs, and how it stops and resumes."""
 
 import contextlib
 import csv
@@ -40,7 +40,7 @@ SILENCE = 60.0  # seconds between two lines where no progress bar is shown
 
 
 class Run:
-    """A training run, from its first check to its final evaluation. Use it as a context, in the order of its methods.
+    """A training run, from its first check to its final evaluation. Use it in a `with`, and call its methods in their order.
 
     Args:
         args: the arguments of the run.
@@ -48,7 +48,7 @@ class Run:
     Attributes:
         folder: where everything lands.
         device: where the networks shall live and learn.
-        global_step: environment steps so far, over all environments: the clock of everything that happens now and then.
+        global_step: environment steps so far, over all environments: the clock of everything periodic.
 
     Raises:
         UsageError: before anything is created, if the arguments or the environment do not fit.
@@ -128,7 +128,7 @@ class Run:
         return every > 0 and self.global_step // every > (self.global_step - self.args.num_envs) // every
 
     def resume(self, **parts: Any) -> None:
-        """Name the parts that a checkpoint consists of; if the run is resumed, bring each to where it was.
+        """Say which parts a checkpoint consists of; if the run is resumed, restore each of them.
 
         Args:
             parts: things with `state_dict` and `load_state_dict`, the `agent` among them.
@@ -149,7 +149,7 @@ class Run:
         self.checkpoint = None  # lets go of the file
 
     def begin(self, agent: Any, acting: Sequence[np.ndarray], learning: Sequence[dict[str, Any]]) -> Any:
-        """The agent to go on with, accelerated if the run is; first makes up an evaluation that a signal interrupted.
+        """The agent to train with, accelerated if this run is. An evaluation that a signal interrupted is made up first.
 
         Args:
             acting: example arguments of the agent's `act`.
@@ -177,7 +177,7 @@ class Run:
             self.last_training_step = self.global_step
 
     def record(self, losses: dict[str, torch.Tensor]) -> None:
-        """Keep the losses of an update, on the device: their values are read when they are logged."""
+        """Keep the losses of an update on the device: reading a value waits for the device, so only the logging does it."""
         for name, loss in losses.items():
             self.losses[name].append(loss)
 
@@ -270,7 +270,7 @@ class Run:
         replace_file(self.folder / "evaluations.csv", lambda file: file.write(text.getvalue().encode()))
 
     def check_losses(self) -> None:
-        """Stop at a loss that is not finite, also at one that the next update hid again."""
+        """Stop if any loss since the last row in TensorBoard is not finite, even if later ones are finite again."""
         for name, values in self.losses.items():
             if not torch.stack(values).isfinite().all():
                 raise TrainingError(f"step {self.global_step}: {name} is not finite")
@@ -288,7 +288,7 @@ class Run:
         return f"to go on: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(self.folder))}"
 
     def stop(self, what: str) -> None:
-        """Say how to go on, and leave."""
+        """Print how to resume the run, then raise Stopped."""
         tqdm.write(f"{what}, {self.how_to_go_on}")
         raise Stopped(self.signals.stop)
 
@@ -309,7 +309,7 @@ class Run:
             tqdm.write(f"{self.folder} is finished at step {self.global_step}{goal}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock, what was found so far, and what the run depends on."""
+        """The clock, the losses and evaluations so far, and the settings."""
         return {
             "global_step": self.global_step,
             "updates": self.updates,
@@ -323,12 +323,12 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what `state_dict` described."""
+        """Restore a state from `state_dict`."""
         values = {name: value for name, value in state.items() if name not in ("losses", "settings")}
         vars(self).update(values)
         self.losses |= {name: list(values.clone().to(self.device)) for name, values in state["losses"].items()}
 
     def write_settings(self) -> None:
-        """Write args.json."""
+        """Write args.json, so that it holds the settings of this run as they are now."""
         text = json.dumps(self.settings, indent=2) + "\n"
         replace_file(self.folder / "args.json", lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""What happens once, before the first step: torch, the random generators, the run's folder, Weights and Biases."""
+"""What is set up once, before the first step: torch, the random generators, the run's folder, Weights and Biases."""
 
 import contextlib
 import dataclasses
@@ -53,7 +53,7 @@ def set_up_torch(args: Args) -> torch.device:
     torch.set_float32_matmul_precision(args.matmul_precision)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs, and nothing here reads memory it did not write
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and all memory is written before it is read
     if args.cuda and not torch.cuda.is_available():
         print("no CUDA device found, using the CPU")
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -98,7 +98,7 @@ def start_again(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> filelock.BaseFileLock:
-    """Take the run's folder for this process: no other can train the run as long as this one lives.
+    """Take the run's folder for this process: no other process can train the run while this one lives.
 
     Raises:
         UsageError: if another process has it.
@@ -112,7 +112,7 @@ def lock_folder(folder: Path) -> filelock.BaseFileLock:
 
 
 def start_wandb(args: Args, folder: Path) -> None:
-    """Start Weights and Biases, before our TensorBoard writer is made: it patches TensorBoard's to get what that gets.
+    """Start Weights and Biases, before our TensorBoard writer is made: it patches TensorBoard to receive what is logged there.
 
     Raises:
         UsageError: if it does not start; a new run's folder is removed.

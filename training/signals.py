@@ -1,4 +1,4 @@
-"""Signals ask a run to stop or to save; the run does so when it is safe."""
+"""Signals ask a run to stop or to save; the run does so at the end of its step."""
 
 import contextlib
 import multiprocessing
@@ -8,7 +8,7 @@ import sys
 import threading
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A scheduler's warning or a user's wish. Left alone, either of these would end the process.
+# Sent by a scheduler as a warning, or by a user. Without a handler, either would end the process.
 SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 

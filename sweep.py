@@ -1,0 +1,350 @@
+"""Many runs of a script, environments x settings x seeds: side by side on this machine, or as an array of SLURM jobs.
+
+    python sweep.py --env-ids Hopper-v4 Walker2d-v4 --settings plain= strong="--critic-loss huber" --seeds 1 2 3
+    python sweep.py (the same) --status                                  # a table of the runs; starts nothing
+    python sweep.py (the same) --engine slurm --partition long --time 240 --sbatch account=lab
+
+The same command again goes on with the runs that are not finished and that nobody works on; the run folders are the only
+record. A run that was stopped, preempted, killed or out of time ends as it would have without that, bit for bit. What the
+runs print is in runs/.sweep/, a file for each; what submitit needs for the jobs of SLURM is in runs/.sweep/slurm/.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+import zlib
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, Popen, check_output
+from typing import Any, Literal
+
+import filelock
+from tqdm import tqdm
+
+from training.arguments import check_args
+from training.command_line import parse_args
+from training.environments import check
+from training.errors import UsageError
+
+LOGS, SLURM_FOLDER = Path("runs/.sweep"), Path("runs/.sweep/slurm")
+STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}  # exit statuses after a stop: saved, or too early for that
+FRUITLESS_STARTS = 3  # in a row, each ended by the time limit before its first step: the job is not queued again
+FAILED = "sweep: failed"  # begins the last line in the log of a failed run
+
+
+@dataclass
+class Runs:
+    """What is run, and where."""
+
+    script: Path = Path("ddpg_continuous_action.py")  # the training script
+    env_ids: tuple[str, ...] = ()  # the environments (none: the default of the script)
+    settings: tuple[str, ...] = ("",)  # NAME=FLAGS, as in strong="--tau 0.01"; --exp-name becomes <script>-NAME
+    seeds: tuple[int, ...] = ()  # the seeds (none: those that --num-seeds and --start-seed give)
+    num_seeds: int = 3  # how many seeds, if --seeds does not name them
+    start_seed: int = 1  # the first of these
+    status: bool = False  # show where each run is, and start nothing
+    engine: Literal["auto", "local", "slurm"] = "auto"  # this machine, or SLURM (auto: SLURM if there is an sbatch)
+    workers: int | None = None  # runs side by side (None: one for each core; with SLURM as many as it allows)
+    cpus: int = 1  # threads of a run (unless OMP_NUM_THREADS is set), and cores of its SLURM job
+
+
+@dataclass
+class Slurm:
+    """What a job asks of SLURM."""
+
+    partition: str | None = None  # the partition
+    time: int = 240  # time limit of a job in minutes; a run that takes longer is saved, queued again and goes on
+    memory: int | None = None  # memory of a job in GB
+    gpus: int | None = None  # GPUs of a job
+    constraint: str | None = None  # features of the node; a resumed run is exact on the same type of processor only
+    sbatch: tuple[str, ...] = ()  # any other options of sbatch, as in account=lab nice=100 exclusive
+
+
+@dataclass
+class Options(Runs, Slurm):
+    """Run a script for environments x settings x seeds; the same command again goes on with what is not finished."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One run, started or resumed as its folders tell. SLURM calls it, and before the time limit its `checkpoint`."""
+
+    script: Path
+    flags: list[str]
+    args: dict[str, Any]  # as args.json holds them
+    fruitless_starts: int = 0
+    process: Popen | None = field(default=None, init=False)
+
+    @property
+    def name(self) -> str:
+        """What the names of its folders begin with."""
+        env_name = re.sub(r"[^\w.+-]", "-", self.args["env_id"])
+        return f"{env_name}__{self.args['exp_name']}__{self.args['seed']}"
+
+    @property
+    def log(self) -> Path:
+        """The file for what all its starts print. It is locked for as long as the script lives."""
+        return LOGS / f"{self.name}__{zlib.crc32(json.dumps(self.args, sort_keys=True).encode()):08x}.log"
+
+    def last_lines(self, number: int = 6) -> str:
+        """The last lines of the log."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join([line for line in text.splitlines() if line][-number:])
+
+    def folder(self) -> Path | None:
+        """The newest run folder with exactly these arguments."""
+        found = []
+        for path in Path("runs").glob(f"{self.name}__*/args.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged
+                if json.loads(path.read_text())["args"] == self.args:
+                    found.append(path)
+        return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+
+    def status(self, queue: dict[str, str]) -> tuple[str, int, float | None, float | None]:
+        """State, last step on the disk, last mean return and seconds left, by the folder, the locks, the end of the log and
+        SLURM's queue (see `read_queue`)."""
+        folder, step, evaluation, seconds_left = self.folder(), 0, None, None
+        if folder:
+            with contextlib.suppress(OSError, ValueError):  # a file that is not there yet, or was just replaced
+                marks = {int(path.name.split(".")[0]): path.stat().st_mtime for path in folder.glob("checkpoints/*.pt")}
+                (step1, time1), (step, time2) = [(0, 0.0), (0, 0.0), *sorted(marks.items())][-2:]
+                if time1 > (folder / "args.json").stat().st_mtime:  # which is written at each start
+                    seconds_left = (self.args["total_timesteps"] - step) / (step - step1) * (time2 - time1)
+                    seconds_left -= time.time() - time2
+                last_row = (folder / "evaluations.csv").read_text().splitlines()[-1].split(",")
+                step, evaluation = max(step, int(last_row[0])), float(last_row[1])
+        if folder and (folder / "evaluation.json").exists():
+            state, evaluation = "finished", json.loads((folder / "evaluation.json").read_text())["mean"]
+        elif self.log.name in queue:
+            state = queue[self.log.name]
+        elif self.process or is_locked(self.log) or (folder and is_locked(folder / ".lock")):
+            state = "running"
+        else:
+            state = "failed" if self.last_lines(1).startswith(FAILED) else "interrupted" if folder else "new"
+        return state, step, evaluation, seconds_left
+
+    def start(self) -> Literal["started", "finished", "busy"]:
+        """Start the run or resume it, unless it is finished or another process trains it (busy)."""
+        with open(self.log, "ab", buffering=0) as log:
+            locked, folder = filelock.lock_descriptor(log.fileno(), blocking=False), self.folder()
+            if folder and (folder / "evaluation.json").exists():
+                return "finished"
+            if not locked or (folder and is_locked(folder / ".lock")):
+                return "busy"
+            self.first_step = self.status({self.log.name: "running"})[1]
+            command = [sys.executable, str(self.script), *(["--resume", str(folder)] if folder else self.flags)]
+            log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
+            # SLURM sends SIGUSR2 to every process of a job, also to a script too young to handle it. A block is inherited.
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+            # So is the log with its lock: a script that outlives its sweep still holds it. In a session of its own Ctrl-C
+            # does not reach the script, only the one SIGTERM that the sweep sends.
+            self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+            return "started"
+
+    def end(self) -> Literal["finished", "interrupted", "failed"]:
+        """Wait for the end of the script, and say what it was."""
+        status, self.process = self.process.wait(), None
+        if status == 0 or status in STOPPED:
+            return "interrupted" if status else "finished"
+        self.log_failure(f"with status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}")
+        return "failed"
+
+    def log_failure(self, cause: str) -> None:
+        """Have the log end with the line by which `status` knows a failed run."""
+        with open(self.log, "a") as log:
+            log.write(f"\n{FAILED}, {cause}\n")
+
+    def __call__(self) -> None:
+        """Train to the end, as a SLURM job; raises a RuntimeError if the script fails."""
+        while (state := self.start()) != "finished":
+            if state == "started":
+                # Not Popen.wait: `checkpoint` interrupts this line, and would wait for its lock forever.
+                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+                if (state := self.end()) == "failed":
+                    raise RuntimeError(self.last_lines())
+            # Busy: with the script of an earlier job, whose node was given up. Interrupted: by SLURM, which will end this
+            # job too and knows whether to queue it again; or else by a person.
+            time.sleep({"finished": 0, "busy": 1, "interrupted": 600}[state])
+
+    def checkpoint(self) -> Any:
+        """Have the run saved before the time limit, inside submitit's handler of SIGUSR2; returns what is queued again."""
+        import submitit
+
+        again = replace(self)
+        if self.process and self.process.returncode is None:
+            os.kill(self.process.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+            stepped = self.status({})[1] > self.first_step
+            again.fruitless_starts = 0 if stepped else self.fruitless_starts + 1
+        if again.fruitless_starts < FRUITLESS_STARTS:
+            return submitit.helpers.DelayedSubmission(again)
+        self.log_failure(f"out of time before a step, {FRUITLESS_STARTS} times in a row: needs a longer --time")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has locked this file."""
+    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+        return not filelock.lock_descriptor(file.fileno(), blocking=False)
+    return False
+
+
+def plan(options: Options) -> list[Job]:
+    """The runs that are asked for. Raises a UsageError for a mistake in any flag or, unless for --status, environment."""
+    for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be a whole number, 1 or more")
+    if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
+        raise UsageError("--settings: each must have a name of its own")
+    sys.path.insert(0, str(options.script.resolve().parent))
+    try:
+        args_class = importlib.import_module(options.script.stem).Args
+    except (ImportError, SyntaxError, AttributeError) as error:
+        raise UsageError(f"--script {options.script}: must be a training script ({error})") from None
+    default, jobs = args_class(), []
+    for setting in options.settings:
+        name, _, text = setting.partition("=")
+        try:
+            flags = shlex.split(text)
+            common = parse_args(args_class, flags, default)
+            for own in ("env_id", "exp_name", "seed", "resume", "evaluate"):
+                if getattr(common, own) != getattr(default, own):
+                    raise UsageError(f"--{own.replace('_', '-')} is not for a setting")
+            exp_name = f"{default.exp_name}-{name}" if name else default.exp_name
+            for env_id in dict.fromkeys(options.env_ids or [default.env_id]):
+                for seed in dict.fromkeys(options.seeds or range(options.start_seed, options.start_seed + options.num_seeds)):
+                    args = replace(common, env_id=env_id, exp_name=exp_name, seed=seed)
+                    check_args(args)
+                    own_flags = ["--env-id", env_id, "--exp-name", exp_name, "--seed", str(seed)]
+                    as_saved = json.loads(json.dumps(asdict(args), default=str))
+                    jobs.append(Job(options.script, [*flags, *own_flags], as_saved))
+                if not options.status:
+                    check(args)
+        except (UsageError, ValueError) as error:
+            raise UsageError(f"--settings {setting}: {error}" if setting else str(error)) from None
+    return jobs
+
+
+def show(rows: list[tuple[Job, tuple]]) -> None:
+    """Print a table of the runs, a summary, and the last lines of those that failed."""
+    width = max(len(job.name) for job, _ in rows)
+    print(f"{'run':{width}}  {'state':11} {'steps':>21} {'evaluation':>11} {'time left':>10}")
+    for job, (state, step, evaluation, seconds_left) in rows:
+        left = tqdm.format_interval(max(0, seconds_left)) if state == "running" and seconds_left is not None else "-"
+        steps, mean = f"{step:,}/{job.args['total_timesteps']:,}", "-" if evaluation is None else f"{evaluation:.1f}"
+        print(f"{job.name:{width}}  {state:11} {steps:>21} {mean:>11} {left:>10}")
+    states = [state for _, (state, *_) in rows]
+    print(f"\n{len(rows)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+    for job in (job for job, (state, *_) in rows if state == "failed"):
+        print(f"\n{job.name} failed, its log is {job.log}:\n{job.last_lines()}")
+
+
+def run_here(jobs: list[Job], todo: list[Job], workers: int) -> int:
+    """Run `todo` on this machine, `workers` side by side, under a progress bar over all jobs; returns the exit status."""
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: signals.append(number))  # raises nothing, so no start is torn apart
+    waiting, running, failures, stopping, shown = list(todo), [], 0, False, 0.0
+    with tqdm(total=sum(job.args["total_timesteps"] for job in jobs), unit="step", unit_scale=True, disable=None) as bar:
+        while (running and signals.count(signal.SIGINT) < 2) or (waiting and not signals):
+            for job in list(waiting):
+                if signals or len(running) == workers:
+                    break
+                if (state := job.start()) != "busy":  # another sweep has a busy one, and may be stopped
+                    waiting.remove(job)
+                if state == "started":
+                    running.append(job)
+            if signals and not stopping:
+                stopping = True
+                for job in running:
+                    job.process.terminate()
+                tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
+            if not bar.disable and time.monotonic() > shown + 15:
+                shown, rows = time.monotonic(), [(job.status({}), job.args["total_timesteps"]) for job in jobs]
+                bar.update(sum(most if state == "finished" else step for (state, step, *_), most in rows) - bar.n)
+            time.sleep(0.05 if running else 1)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                state = job.end()
+                failures += state == "failed"
+                tqdm.write(f"{job.name} {state}: {job.last_lines(6 if state == 'failed' else 1)}")
+    if signals:
+        print(f"stopped, to go on: python {shlex.join(sys.argv)}")
+    return 128 + signals[0] if signals else min(failures, 1)
+
+
+def read_queue(patience: float) -> dict[str, str]:
+    """The runs SLURM has, "queued" or "running" by the names of their logs; waits `patience` seconds for jobs to end."""
+    import submitit
+
+    queue, deadline = {}, time.monotonic() + patience
+    squeue = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
+    while "COMPLETING" in (listed := check_output(squeue, text=True, stderr=PIPE)) and time.monotonic() < deadline:
+        time.sleep(1)
+    for number, state in map(str.split, listed.splitlines()):
+        with contextlib.suppress(AssertionError, OSError):  # a job of something else, which has no file here
+            job = submitit.SlurmJob(SLURM_FOLDER, number).submission().function
+            queue[job.log.name] = "queued" if state == "PENDING" else "running"
+    return queue
+
+
+def submit(jobs: list[Job], options: Options) -> None:
+    """Submit the jobs as an array, or as several where SLURM limits its size."""
+    import cloudpickle
+    import submitit
+
+    cloudpickle.register_pickle_by_value(sys.modules[Job.__module__])  # a job need not find and import this file
+    executor = submitit.SlurmExecutor(SLURM_FOLDER, max_num_timeout=1_000_000)
+    executor.update_parameters(job_name=options.script.stem, partition=options.partition, constraint=options.constraint)
+    memory = options.memory and f"{options.memory}GB"
+    srun_args = [f"--cpus-per-task={options.cpus}"]  # srun does not take it over from sbatch
+    executor.update_parameters(mem=memory, cpus_per_task=options.cpus, gpus_per_node=options.gpus, srun_args=srun_args)
+    parallel, delay = options.workers or len(jobs), min(90, 15 * options.time)  # seconds: a short limit leaves less to save in
+    executor.update_parameters(time=options.time, signal_delay_s=delay, array_parallelism=parallel, stderr_to_stdout=True)
+    other = [text.partition("=") for text in options.sbatch]
+    executor.update_parameters(additional_parameters={name: value if equals else True for name, equals, value in other})
+    limit = int(re.search(r"MaxArraySize\s*=\s*(\d+)", check_output(["scontrol", "show", "config"], text=True))[1])
+    for first in range(0, len(jobs), limit):
+        try:
+            submitted = executor.submit_array(jobs[first : first + limit])
+        except submitit.core.utils.FailedJobError as error:
+            raise UsageError(f"sbatch: {error}") from None
+        print(f"submitted {len(submitted)} jobs, {submitted[0].job_id.split('_')[0]}; --status shows them, scancel stops them")
+
+
+def sweep(jobs: list[Job], options: Options) -> int:
+    """Show the runs and, unless it is for --status, go on with those that nobody works on; returns the exit status."""
+    slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
+    if not slurm and any(getattr(options, option.name) != option.default for option in fields(Slurm)):
+        raise UsageError(f"{' '.join('--' + option.name for option in fields(Slurm))}: are for SLURM only")
+    os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
+    LOGS.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(LOGS / ".lock"):  # two sweeps must not submit the same job
+        queue = read_queue(patience=0 if options.status else 60) if slurm else {}
+        rows = [(job, job.status(queue)) for job in jobs]
+        todo = [job for job, (state, *_) in rows if state in ("new", "interrupted", "failed")]
+        show(rows)
+        if slurm and todo and not options.status:
+            submit(todo, options)
+    return 0 if slurm or options.status else run_here(jobs, todo, options.workers or os.cpu_count())
+
+
+def main() -> int:
+    """The command line."""
+    try:
+        options = parse_args(Options, sys.argv[1:], Options())
+        return sweep(plan(options), options)
+    except (UsageError, CalledProcessError, FileNotFoundError, ModuleNotFoundError) as error:  # the last three: SLURM
+        print("error:", " ".join(str(getattr(error, "stderr", error)).split()), file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

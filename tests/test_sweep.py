@@ -1,0 +1,403 @@
+"""A sweep runs what is asked for, once, and goes on after whatever ended it; on this machine and on a real SLURM."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from fingerprint import fingerprint
+from one_node_slurm import missing, one_node_slurm, wait_for
+
+import sweep
+
+QUICK = ROOT / "tests" / "quick_script.py"
+SCRIPT = ROOT / "ddpg_continuous_action.py"
+FLAGS = (
+    "--total-timesteps 600 --learning-starts 100 --batch-size 16 --buffer-size 1000 --hidden-sizes 16 16 --no-cuda "
+    "--eval-frequency 200 --eval-episodes 1 --checkpoint-frequency 50"
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Each test has a working directory of its own and gets its signal handlers back; scripts find the toy environments."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    sweep.LOGS.mkdir(parents=True)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def quick_job(does: str, seed: int = 1, name: str = "quick") -> sweep.Job:
+    """A run of the stand-in for a script."""
+    args = {"env_id": "Env-v0", "exp_name": name, "seed": seed, "total_timesteps": 10, "does": does}
+    return sweep.Job(QUICK, [json.dumps(args)], args)
+
+
+def write_run(job: sweep.Job, time: int = 1, finished: bool = False, **changes) -> Path:
+    """A run folder of this job as its script would write it."""
+    run = Path("runs", f"{job.name}__{time}")
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "args.json").write_text(json.dumps({"args": job.args | changes}))
+    os.utime(run / "args.json", (time, time))
+    if finished:
+        (run / "evaluation.json").write_text(json.dumps({"mean": 1.5}))
+    return run
+
+
+def started() -> list[int]:
+    """The process numbers of the scripts that were started."""
+    return [int(line) for line in Path("started").read_text().splitlines()] if Path("started").exists() else []
+
+
+def command(*words: str | Path) -> list[str]:
+    """The words of a sweep of the real script over two seeds."""
+    settings = f"quick={FLAGS}"
+    return [sys.executable, str(ROOT / "sweep.py"), "--script", str(SCRIPT), "--settings", settings, *map(str, words)]
+
+
+def fingerprints(folder: Path) -> dict[str, dict[str, str]]:
+    """The sums of all that the finished runs of a sweep leave, by their names without the time."""
+    runs = [path.parent for path in folder.glob("runs/*/evaluation.json")]
+    return {run.name.rpartition("__")[0]: fingerprint(run) for run in runs}
+
+
+def main(monkeypatch, *words: str) -> int:
+    """The command line, without a process of its own."""
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--script", str(SCRIPT), *words])
+    return sweep.main()
+
+
+# What is asked for
+
+
+def test_a_sweep_is_environments_times_settings_times_seeds():
+    options = sweep.Options(env_ids=("Pendulum-v1", "Hopper-v4"), settings=("a=--tau 0.01", "b=--gamma 0.5", ""), seeds=(4, 7))
+    jobs = sweep.plan(options)
+    assert len(jobs) == len({job.log for job in jobs}) == 12
+    job = next(job for job in jobs if job.name == "Hopper-v4__ddpg_continuous_action-b__7")
+    assert (job.args["gamma"], job.args["tau"], job.args["hidden_sizes"]) == (0.5, 0.005, [256, 256])
+    assert job.flags == shlex.split("--gamma 0.5 --env-id Hopper-v4 --exp-name ddpg_continuous_action-b --seed 7")
+    assert {job.args["exp_name"] for job in jobs} == {f"ddpg_continuous_action{end}" for end in ("", "-a", "-b")}
+
+
+def test_cleanrls_names_for_seeds_are_understood():
+    options = sweep.Options(env_ids=("Pendulum-v1",), num_seeds=3, start_seed=5)
+    assert [job.args["seed"] for job in sweep.plan(options)] == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    "words, part",
+    [
+        ("--settings good= bad='--critic-los huber'", "--critic-los"),
+        ("--settings good= bad='--tau 2'", "--tau 2.0: must be"),
+        ("--settings bad='--tau \"0.1'", "No closing quotation"),
+        ("--settings 'b d=--tau 0.1'", "--exp-name"),
+        ("--settings a= a='--tau 0.1'", "--settings: each must have a name"),
+        ("--settings a='--seed 3'", "--seed is not for a setting"),
+        ("--settings a='--resume runs/x'", "--resume is not for a setting"),
+        ("--env-ids Pendulum-v1 Pendulun-v1", "Pendulun"),
+        ("--env-ids CartPole-v1", "CartPole-v1: its actions are"),
+        ("--seeds 1 -1", "--seed -1: must be"),
+        ("--workers 0", "--workers 0: must be"),
+        ("--partition long", "SLURM only"),
+        ("--engine slurn", "--engine"),
+        ("--script nowhere.py", "--script nowhere.py: must be a training script"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(monkeypatch, capsys, words, part):
+    known = [] if "--env-ids" in words else ["--env-ids", "Pendulum-v1"]
+    known += [] if "--engine" in words else ["--engine", "local"]
+    assert main(monkeypatch, *known, *shlex.split(words)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"error: .*\n", printed.err) and part in printed.err
+    assert os.listdir("runs") == [".sweep"] and os.listdir(sweep.LOGS) == []
+
+
+def test_environments_are_checked_once_for_many_seeds_and_not_for_a_table(monkeypatch):
+    checked = Counter()
+    monkeypatch.setattr(sweep, "check", lambda args: checked.update([args.env_id]))
+    options = sweep.Options(env_ids=("A-v0", "B-v0"), num_seeds=100, settings=("a=", "b="))
+    assert len(sweep.plan(options)) == 400 and checked == {"A-v0": 2, "B-v0": 2}
+    options.status = True
+    sweep.plan(options)
+    assert checked.total() == 4
+
+
+# What is known of a run
+
+
+def test_a_run_is_known_by_its_folder_of_equal_arguments():
+    job = quick_job("finish")
+    assert job.status({})[0] == "new"
+    write_run(job, 3, finished=True, total_timesteps=11)
+    (write_run(job, 4) / "args.json").write_text("{")
+    assert job.status({})[0] == "new" and job.folder() is None
+    write_run(job, 1, finished=True)
+    assert job.status({})[0] == "finished"
+    newest = write_run(job, 2)
+    assert job.status({})[0] == "interrupted" and job.folder() == newest
+    assert job.status({job.log.name: "queued"})[0] == "queued"
+
+
+def test_steps_last_evaluation_and_time_left(monkeypatch):
+    """Of 10 steps the last 4 need 40 seconds, since 4 to 6 took 20, and 5 of them are over."""
+    job = quick_job("finish")
+    run = write_run(job, 1000)
+    (run / "evaluations.csv").write_text("global_step,mean,std\n")
+    for step, time in ((2, 900), (4, 1010), (6, 1030)):
+        path = run / "checkpoints" / f"{step:012d}.abc.pt"
+        path.touch()
+        os.utime(path, (time, time))
+    monkeypatch.setattr(sweep.time, "time", lambda: 1035.0)
+    assert job.status({})[1:] == (6, None, 35.0)
+    (run / "evaluations.csv").write_text("global_step,mean,std\n5,-3.5,1\n7,-2.5,1\n")
+    assert job.status({})[1:3] == (7, -2.5)
+    os.utime(run / "args.json", (1020, 1020))  # resumed in between: the pace is not known yet
+    assert job.status({})[3] is None
+
+
+def test_the_table_tells_where_each_run_is(capsys):
+    jobs = [quick_job("fail", 1), quick_job("finish", 2), quick_job("wait", 3)]
+    assert sweep.run_here(jobs, jobs[:2], workers=1) == 1
+    capsys.readouterr()
+    sweep.show([(job, job.status({})) for job in jobs])
+    printed = capsys.readouterr().out
+    for row in (
+        r"quick__1 +failed +0/10 +- +-",
+        r"quick__2 +finished +0/10 +1\.5 +-",
+        r"quick__3 +new",
+        "1 failed, 1 finished, 1 new",
+    ):
+        assert re.search(row, printed), printed
+    assert "error: it failed\nsweep: failed, with status 1" in printed
+
+
+# This machine
+
+
+def test_a_failing_run_is_named_with_its_last_lines_and_stops_no_other(capsys):
+    jobs = [quick_job(does, seed) for seed, does in enumerate(("fail", "die", "finish", "finish"))]
+    assert sweep.run_here(jobs, jobs, workers=1) == 1
+    printed = capsys.readouterr().out
+    assert "quick__0 failed: " in printed and "error: it failed\nsweep: failed, with status 1" in printed
+    assert "a line before the end\nsweep: failed, killed by SIGKILL" in printed
+    assert [job.status({})[0] for job in jobs] == ["failed", "failed", "finished", "finished"]
+    folders = {job.folder() for job in jobs}
+    sweep.run_here(jobs, jobs, workers=4)
+    assert len(started()) == 6 and {job.folder() for job in jobs} == folders  # the failed ones again, in their folders
+
+
+def test_no_more_runs_side_by_side_than_workers(monkeypatch):
+    jobs, most = [quick_job("finish", seed) for seed in range(5)], []
+    start = sweep.Job.start
+
+    def counted(job):
+        most.append(1 + sum(other.process is not None for other in jobs))
+        return start(job)
+
+    monkeypatch.setattr(sweep.Job, "start", counted)
+    assert sweep.run_here(jobs, jobs, workers=2) == 0 and max(most) == 2 and len(most) == 5
+
+
+def stop_when_started(scripts: int, number: int) -> None:
+    """Send a signal to this process once that many scripts were started."""
+
+    def stop():
+        wait_for(lambda: len(started()) == scripts)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_has_every_run_saved_and_starts_no_other(number, capsys):
+    """Each script gets one SIGTERM and saves: its checkpoint is named by how many it got."""
+    Path("go").touch()
+    jobs = [quick_job("wait", seed) for seed in range(3)]
+    stop_when_started(2, number)
+    assert sweep.run_here(jobs, jobs, workers=2) == 128 + number
+    assert "stopped, to go on: python" in capsys.readouterr().out
+    assert [job.status({})[:2] for job in jobs] == [("interrupted", 1), ("interrupted", 1), ("new", 0)]
+    folders = [job.folder() for job in jobs[:2]]
+    stop_when_started(5, number)  # the third one waits again
+    sweep.run_here(jobs, jobs, workers=3)
+    assert [job.status({})[0] for job in jobs] == ["finished", "finished", "interrupted"]
+    assert [job.folder() for job in jobs[:2]] == folders
+
+
+def test_a_second_ctrl_c_leaves_the_runs_to_their_saving(monkeypatch):
+    """The second one comes when the first was answered: two at once are one signal."""
+    job = quick_job("wait")
+    stop_when_started(1, signal.SIGINT)
+    monkeypatch.setattr(sweep.tqdm, "write", lambda text: os.kill(os.getpid(), signal.SIGINT))
+    assert sweep.run_here([job], [job], workers=1) == 130
+    again = quick_job("wait")
+    assert again.status({})[0] == "running" and again.start() == "busy"
+    Path("go").touch()
+    wait_for(lambda: again.status({})[0] == "interrupted")
+    assert again.status({})[1] == 1
+
+
+def test_a_script_that_outlives_its_sweep_is_not_started_twice():
+    """Nobody holds the log but the script, and it does so before it has a folder."""
+    first, second = quick_job("wait"), quick_job("wait")
+    assert first.start() == "started" and second.start() == "busy" and second.status({})[0] == "running"
+    wait_for(started)
+    os.kill(first.process.pid, signal.SIGKILL)
+    assert first.end() == "failed" and second.start() == "started" and second.end() == "finished"
+    assert len(list(Path("runs").glob("Env*"))) == 1 and quick_job("wait").start() == "finished"
+
+
+def test_a_run_that_somebody_resumed_by_hand_is_let_alone():
+    job = quick_job("wait")
+    job.start()
+    wait_for(started)
+    job.log.unlink()  # what is locked now is the folder alone
+    other = quick_job("wait")
+    assert other.status({})[0] == "running" and other.start() == "busy"
+    os.kill(job.process.pid, signal.SIGKILL)
+    job.process.wait()
+
+
+@pytest.mark.slow
+def test_ctrl_c_and_the_same_command_again_end_bit_identical(folder):
+    """Both runs of the real script are inside a step when Ctrl-C is pressed in the terminal of the sweep."""
+    (folder / "alone").mkdir()
+    (folder / "alone" / "go").touch()
+    words = command("--engine", "local", "--env-ids", "toys:Gate-v0", "--num-seeds", 2, "--workers", 2)
+    alone = subprocess.Popen(words, cwd=folder / "alone", stdout=subprocess.DEVNULL)
+    stopped = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: len(list(folder.glob("at_the_gate_*"))) == 2)
+    os.killpg(stopped.pid, signal.SIGINT)
+    lines = iter(stopped.stdout.readline, "")
+    assert any("stopping: 2 runs" in line for line in lines)
+    (folder / "go").touch()
+    rest = stopped.communicate()[0]
+    assert stopped.returncode == 130 and rest.count("interrupted: stopped at step") == 2 and "to go on: python" in rest
+    assert alone.wait() == 0
+    again = subprocess.run(words, capture_output=True, text=True)
+    assert again.returncode == 0 and "2 interrupted" in again.stdout, again
+    assert len(fingerprints(folder / "alone")) == 2
+    assert fingerprints(folder) == fingerprints(folder / "alone")
+
+
+# As a job of SLURM
+
+
+def test_a_script_gets_no_sigusr2_and_the_job_does():
+    job = quick_job("wait")
+    job.start()
+    wait_for(started)
+    os.kill(job.process.pid, signal.SIGUSR2)
+    Path("go").touch()
+    job.process.terminate()
+    assert job.end() == "interrupted"  # and not killed by SIGUSR2
+    assert signal.SIGUSR2 not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_before_the_time_limit_the_run_is_saved_and_queued_again():
+    pytest.importorskip("submitit")
+    job = quick_job("wait")
+    job.start()
+    wait_for(started)
+    Path("go").touch()
+    again = job.checkpoint().function
+    assert job.process.wait() == 143 and again.status({})[1] == 1
+    assert again.args == job.args and again.fruitless_starts == 0
+    again()
+    assert again.status({})[0] == "finished"
+
+
+def test_a_limit_shorter_than_the_start_up_is_not_tried_forever():
+    """A job that is saved without a step three times in a row is not queued again, and the table says why."""
+    pytest.importorskip("submitit")
+    job = quick_job("hang")
+    Path("go").touch()
+    for number in (1, 2, 3):
+        job.start()
+        wait_for(lambda number=number: len(started()) == number)
+        again = job.checkpoint()
+        job.process.wait()
+        job = again.function if again else job
+    job = quick_job("hang")
+    assert again is None and job.status({})[0] == "failed" and "needs a longer --time" in job.last_lines()
+
+
+def test_a_failing_script_fails_its_job():
+    with pytest.raises(RuntimeError, match="error: it failed"):
+        quick_job("fail")()
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A real SLURM of one node, which takes arrays of three jobs at most."""
+    if missing():
+        pytest.skip(f"{', '.join(missing())} not found: apt-get install slurm-wlm munge")
+    pytest.importorskip("submitit")
+    with one_node_slurm(tmp_path_factory.mktemp("slurm"), array_size=3):
+        yield
+
+
+def jobs_of_slurm(state: str = "all") -> list[str]:
+    """The numbers of the jobs that SLURM has in a state."""
+    words = ["squeue", "--noheader", "--array", f"--states={state}" if state != "all" else "--me", "--format=%i"]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.slow
+def test_slurm_runs_each_job_once_and_names_what_failed(slurm, capsys, folder):
+    """Five jobs are two arrays; while they are queued or running nothing is submitted again; then the failed one is."""
+    Path("go").touch()
+    jobs = [quick_job("fail" if seed == 4 else "finish", seed) for seed in range(5)]
+    options = sweep.Options(engine="slurm", time=5, workers=1, script=QUICK)
+    assert sweep.sweep(jobs, options) == 0
+    printed = capsys.readouterr().out
+    assert "submitted 3 jobs" in printed and "submitted 2 jobs" in printed
+    sweep.sweep(jobs, options)
+    assert "submitted" not in capsys.readouterr().out
+    wait_for(lambda: not jobs_of_slurm())
+    sweep.sweep(jobs, sweep.Options(engine="slurm", status=True))
+    printed = capsys.readouterr().out
+    assert "4 finished, 1 failed" in printed and "error: it failed\nsweep: failed, with status 1" in printed
+    sweep.sweep(jobs, options)
+    assert "submitted 1 jobs" in capsys.readouterr().out
+    wait_for(lambda: not jobs_of_slurm())
+    assert len(started()) == 6
+
+
+@pytest.mark.slow
+def test_preempted_out_of_time_and_cancelled_runs_end_bit_identical(slurm, folder):
+    """Three runs of the real script, each at its 250th step, and the same command again at the end."""
+    (folder / "alone").mkdir()
+    (folder / "alone" / "go").touch()
+    words = command("--env-ids", "toys:Gate-v0", "--num-seeds", 3)
+    subprocess.run([*words, "--engine", "local"], cwd=folder / "alone", check=True, capture_output=True)
+    again = [*words, "--engine", "slurm", "--time", "5"]
+    subprocess.run(again, check=True, capture_output=True)
+    wait_for(lambda: len(list(folder.glob("at_the_gate_*"))) == 3)
+    one, other = jobs_of_slurm("running")[:2]
+    subprocess.run(["scancel", "--signal=USR2", one], check=True)
+    subprocess.run(["scancel", other], check=True)
+    logs = Path("runs/.sweep/slurm")
+    wait_for(lambda: any("Calling checkpoint" in path.read_text() for path in logs.glob("*.out")))
+    wait_for(lambda: any("Bypassing signal SIGTERM" in path.read_text() for path in logs.glob("*.out")))
+    preempting = ["sbatch", "--partition=high", "--cpus-per-task=4", "--output=/dev/null", "--wrap=true"]
+    subprocess.run(preempting, check=True, capture_output=True)
+    (folder / "go").touch()
+    wait_for(lambda: not jobs_of_slurm())
+    table = subprocess.run([*again, "--workers", "1"], check=True, capture_output=True, text=True).stdout
+    assert "2 finished" in table and "1 interrupted" in table and "submitted 1 jobs" in table, table
+    wait_for(lambda: not jobs_of_slurm())
+    assert len(fingerprints(folder / "alone")) == 3
+    assert fingerprints(folder) == fingerprints(folder / "alone")
