@@ -62,13 +62,16 @@ def test_the_check_draws_nothing_from_the_random_streams():
 
 def resumed(args: ddpg.Args) -> episodes.TrainingEnvs:
     """Environments that loaded the state of others after three steps."""
-    envs = [environments.make_envs(args, "run") for _ in range(2)]
-    envs[0].reset(seed=1)
+    envs = environments.make_envs(args, "run")
+    envs.reset(seed=1)
     for _ in range(3):
-        envs[0].step(envs[0].action_space.sample())
-    envs[1].reset(seed=1)
-    envs[1].load_state_dict(envs[0].state_dict())
-    return envs[1]
+        envs.step(envs.action_space.sample())
+    state = envs.state_dict()
+    envs.close()  # before others are made: their workers would keep its pipes open
+    envs = environments.make_envs(args, "run")
+    envs.reset(seed=1)
+    envs.load_state_dict(state)
+    return envs
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -76,9 +79,9 @@ def test_every_reward_of_a_replay_is_compared(vectorization, capsys):
     """The clock's observations come back, its rewards do not."""
     for env_id, cut_off in (("Pendulum-like-v0", False), ("Clock-v0", True)):
         envs = resumed(quick_args(env_id=env_id, num_envs=2, vectorization=vectorization))
+        envs.close()
         assert envs.starting.tolist() == [cut_off] * 2
         assert capsys.readouterr().out.count("did not come back") == 2 * cut_off
-        envs.close()
 
 
 def test_every_observation_of_a_replay_is_compared(monkeypatch):
