@@ -158,10 +158,9 @@ def test_any_spaces_become_vectors(run, capsys, name, size, words, num_envs):
 # Names
 
 
-def test_no_nonsense_is_proposed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_no_nonsense_is_proposed(tmp_path):
     for env_id in ("MyRobot-v0", "Walk-v0", "mine/Robot-v0"):
-        done = main_in_this_process("--env-id", env_id)
+        done = main_in_this_process("--env-id", env_id, cwd=tmp_path)
         refused(done, env_id.split("-")[0].split("/")[0], "module:EnvId")
         assert "Did you mean" not in done.stderr
 
@@ -221,7 +220,7 @@ def test_checkpoints_of_the_older_format_are_refused(run, tmp_path):
     (folder / "checkpoints" / "300").mkdir()
     (folder / "checkpoints" / "300" / "state.pt").touch()
     before = sorted(folder.rglob("*"))
-    refused(main_in_this_process("--resume", str(folder)), "older version", str(folder))
+    refused(main_in_this_process("--resume", str(folder), cwd=tmp_path), "older version", str(folder))
     assert sorted(folder.rglob("*")) == before
 
 
