@@ -18,7 +18,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.arguments import Checkpoints, Count, Environment, Evaluating, Experiment  # noqa: E402
+from training.arguments import Checkpoints, Count, Environment, Evaluating, Experiment
 
 
 @dataclass
