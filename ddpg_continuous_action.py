@@ -405,9 +405,7 @@ def train(args: Args) -> Path:
     return run.folder
 
 
-def main() -> None:
-    command_line.main(Args, DDPG, train)
-
+main = command_line.Script(Args, DDPG, train)
 
 if __name__ == "__main__":
     main()
