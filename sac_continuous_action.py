@@ -211,7 +211,8 @@ class SAC:
     @torch.no_grad()
     def policy(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """What `act` computes, on the device."""
-        noise = torch.zeros(len(obs), len(self.actor.action_bias), device=self.device) if noise is None else noise
+        if noise is None:
+            noise = torch.zeros(obs.shape[0], len(self.actor.action_bias), device=self.device)
         return self.actor(obs, noise)[0]
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Writing files: complete or not at all, and what happens when the disk is full."""
 
 import contextlib
+import itertools
 import os
 import threading
 from collections import defaultdict
@@ -33,6 +34,12 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def unused(path: Path) -> Path:
+    """A path that does not exist: this one or, with a number before its suffix, <stem>-2, <stem>-3 and so on."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([path], numbered) if not path.exists())
 
 
 def sync_folder(folder: Path) -> None:
