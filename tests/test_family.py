@@ -3,8 +3,10 @@
 import ast
 import csv
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -142,6 +144,13 @@ def test_a_run_leaves_what_a_run_leaves(run, script, env_id):
     assert first["returns"] == second["returns"]
 
 
+def command_line_of(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script as a user does, in a process of its own."""
+    name, *arguments = command.split()
+    run = [sys.executable, str(ROOT / name), *arguments]
+    return subprocess.run(run, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
@@ -152,10 +161,41 @@ def test_a_run_leaves_what_a_run_leaves(run, script, env_id):
     ],
 )
 def test_cleanrls_short_commands_run(tmp_path, command):
-    name, *arguments = command.split()
-    done = subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=tmp_path, capture_output=True, text=True)
+    done = command_line_of(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert only_run(tmp_path).joinpath("evaluation.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags", "recorded"),
+    [
+        ("sac_continuous_action.py", "--env-id Pendulum-v1", ("policy_lr", "losses/alpha")),
+        ("dqn.py", "--env-id CartPole-v1 --train-frequency 2", ("double_q", "losses/q_est")),
+    ],
+)
+def test_video_tracking_and_evaluation(tmp_path, name, flags, recorded):
+    """The run is filmed and tracked offline; its best model, evaluated again, does the same again, and is filmed if asked."""
+    environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    short = f"--total-timesteps 300 --learning-starts 100 --batch-size 16 --eval-frequency 150 {flags}"
+    done = command_line_of(f"{name} {short} --track --capture-video", tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path)
+    videos = tmp_path / "videos" / folder.name
+    assert {"training-episode-0.mp4", "evaluation-episode-0.mp4"} <= {path.name for path in videos.iterdir()}
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    for expected in (folder.name, "losses/q_loss", "eval/q_bias", "charts/episodic_return", *recorded):
+        assert expected.encode() in record.read_bytes(), expected
+
+    before = {path.name for path in videos.iterdir()}
+    done = command_line_of(f"{name} --evaluate {folder}", tmp_path, **environment)
+    assert done.returncode == 0 and {path.name for path in videos.iterdir()} == before, done.stderr
+    done = command_line_of(f"{name} --evaluate {folder} --capture-video", tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in videos.iterdir()} == before | {"evaluation-3-episode-0.mp4"}
+    assert all(path.stat().st_size > 1000 for path in videos.iterdir())
+    returns = [json.loads((folder / f"evaluation{end}.json").read_text())["returns"] for end in ("", "-2", "-3")]
+    assert returns[0] == returns[1] == returns[2]
 
 
 @pytest.mark.slow
@@ -167,7 +207,5 @@ def test_cleanrls_short_commands_run(tmp_path, command):
     ],
 )
 def test_what_an_algorithm_cannot_take_is_refused(tmp_path, command, words):
-    name, *arguments = command.split()
-    done = subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=tmp_path, capture_output=True, text=True)
-    refused(done, *words)
+    refused(command_line_of(command, tmp_path), *words)
     assert list(tmp_path.iterdir()) == []
