@@ -189,6 +189,18 @@ def test_a_time_limit_is_no_terminal_state(run, script):
     np.testing.assert_allclose(values, 2, atol=0.1)
 
 
+@pytest.mark.parametrize("script", AGENTS)
+def test_values_do_without_the_accelerated_policy(script):
+    """It is built for each number of observations, and the episodes of an evaluation have many lengths."""
+    space = gym.spaces.Discrete(3) if script is dqn else gym.spaces.Box(-2, 2, (2,), np.float32)
+    agent = getattr(script, AGENTS[script])(
+        gym.spaces.Box(-1, 1, (5,), np.float32), space, quick_args(script), torch.device("cpu")
+    )
+    agent.policy = None
+    for name in {"value", "state_value"} & set(dir(agent)):
+        assert getattr(agent, name)(np.zeros((7, 5), np.float32)).shape == (7,)
+
+
 @pytest.mark.parametrize("script", [sac, dqn])
 def test_a_state_is_taken_over_but_not_its_learning_rates(script):
     spaces = gym.spaces.Box(-1, 1, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
