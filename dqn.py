@@ -285,9 +285,7 @@ def train(args: Args) -> Path:
     return run.folder
 
 
-def main() -> None:
-    command_line.main(Args, DQN, train)
-
+main = command_line.Script(Args, DQN, train)
 
 if __name__ == "__main__":
     main()

@@ -364,9 +364,7 @@ def train(args: Args) -> Path:
     return run.folder
 
 
-def main() -> None:
-    command_line.main(Args, SAC, train)
-
+main = command_line.Script(Args, SAC, train)
 
 if __name__ == "__main__":
     main()

@@ -53,9 +53,9 @@ class Options:
     """runs in all"""
     hits: int = 3
     """times that each is hit at least, beside the time limit"""
-    steps: int = 12_000
+    steps: int = 8_000
     """environment steps of a run; too few and it ends before it is hit"""
-    scripts: tuple[Path, ...] = (ROOT / "ddpg_continuous_action.py",)
+    scripts: tuple[Path, ...] = (ROOT / "ddpg_continuous_action.py", ROOT / "sac_continuous_action.py")
     """the training scripts, which share the runs"""
     cpus: int = 4
     """jobs side by side"""
@@ -74,6 +74,11 @@ class Chaos:
         """Give the commands of the sweeps (again)."""
         for command in self.commands:
             subprocess.run([*command, "--engine", "slurm", "--time", "2"], check=False, stdout=subprocess.DEVNULL)
+
+    def jobs_of_slurm(self) -> int:
+        """How many jobs are queued or running."""
+        listed = subprocess.run(["squeue", "-h", "--array", "-p", "low"], check=True, capture_output=True, text=True)
+        return len(listed.stdout.splitlines())
 
     def running(self) -> dict[str, str]:
         """The jobs whose scripts are being run: name of the run by SLURM's number."""
@@ -142,7 +147,7 @@ class Chaos:
                 with contextlib.suppress(subprocess.CalledProcessError, AssertionError):  # a job that ended just now
                     if any(self.hits[name].total() < self.options.hits for name in self.running().values()):
                         self.hit()
-                if submitted.done():
+                if submitted.done() and self.jobs_of_slurm() < self.unfinished():
                     submitted.result()
                     submitted = beside.submit(self.submit)
 

@@ -1,10 +1,11 @@
 """Kill runs with SIGKILL at random moments, resume them, and compare them with the runs that were left alone.
 
     python benchmarks/kill_test.py --trials 100
+    python benchmarks/kill_test.py --script dqn --trials 50
 
 Compared are SHA-256 sums of the weights, the optimisers, the replay buffer, the generators, the environments, the logged
 scalars, the evaluations and the final result. Prints a line per trial, then trials, survivors and the first difference;
-the status is 1 if there is one. The trials go to benchmarks/results/kill_test.csv.
+the status is 1 if there is one. The trials go to benchmarks/results/kill_test.csv, in the place of those of the same script.
 """
 
 import csv
@@ -16,7 +17,9 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -32,23 +35,43 @@ FLAGS = (
     "--total-timesteps 1200 --learning-starts 300 --buffer-size 600 --batch-size 64 --hidden-sizes 64 64 --no-cuda "
     "--max-episode-steps 100 --checkpoint-frequency 60 --eval-frequency 400 --eval-episodes 1"
 )
-TASKS = [
+CONTINUOUS = [
     f"--env-id {env_id} --num-envs {environments}"
     for env_id in ("Pendulum-v1", "InvertedPendulum-v5", "Hopper-v4", "Ant-v5")
     for environments in ("1", "3", "1 --vectorization async", "3 --vectorization async")
 ]
 # Those that are harder to bring back. (`cut` ones, which resume elsewhere by their nature, are no part of this.)
-TASKS += [
+CONTINUOUS += [
     f"--env-id {env_id} --num-envs {environments}"
     for env_id in ("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "toys:CarriesState-v0", "toys:LegacyGenerator-v0")
     for environments in ("1", "3 --vectorization async")
 ]
+TASKS = {
+    "ddpg_continuous_action": CONTINUOUS,
+    "sac_continuous_action": [
+        f"--env-id {env_id} --num-envs {environments}"
+        for env_id in (
+            "Pendulum-v1 --num-critics 1 --alpha 0 --no-autotune",
+            "Hopper-v4",
+            "Ant-v5 --policy-frequency 3 --target-network-frequency 2",
+            "BipedalWalker-v3",
+        )
+        for environments in ("1", "3", "3 --vectorization async")
+    ],
+    "dqn": [  # target updates every 50 steps, so that there are some
+        f"--env-id {env_id} --train-frequency 2 --target-network-frequency 50 --num-envs {environments}"
+        for env_id in ("CartPole-v1", "LunarLander-v3 --double-q", "InvertedPendulum-v5 --bins 2", "BipedalWalker-v3 --bins 2")
+        for environments in ("1", "3", "3 --vectorization async")
+    ],
+}
 
 
 @dataclass
 class Options:
     """Kill and resume."""
 
+    script: Literal[*TASKS] = "ddpg_continuous_action"
+    """whose runs"""
     trials: int = 20
     """runs to kill"""
     tasks: str = ""
@@ -59,9 +82,9 @@ class Options:
     """seed of the random choice of tasks and moments"""
 
 
-def start(cwd: str, *arguments: str) -> subprocess.Popen:
+def start(cwd: str, script: str, *arguments: str) -> subprocess.Popen:
     """Start the script."""
-    command = [sys.executable, str(ROOT / "ddpg_continuous_action.py"), *arguments]
+    command = [sys.executable, str(ROOT / f"{script}.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}  # where the toys are
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -73,10 +96,10 @@ def finish(run: subprocess.Popen) -> None:
         raise RuntimeError(output)
 
 
-def reference(task: str) -> tuple[dict[str, str], float]:
+def reference(script: str, task: str) -> tuple[dict[str, str], float]:
     """The fingerprint of a run left alone, and the seconds from its first line to its end."""
     with tempfile.TemporaryDirectory() as cwd:
-        run = start(cwd, *task.split(), *FLAGS.split())
+        run = start(cwd, script, *task.split(), *FLAGS.split())
         for line in run.stdout:
             if line.startswith("training on"):
                 break
@@ -85,14 +108,14 @@ def reference(task: str) -> tuple[dict[str, str], float]:
         return fingerprint(next(Path(cwd, "runs").iterdir())), time.perf_counter() - begin
 
 
-def trial(task: str, expected: dict[str, str], after: int, delay: float) -> tuple[str, list[str]]:
+def trial(script: str, task: str, expected: dict[str, str], after: int, delay: float) -> tuple[str, list[str]]:
     """Kill a run `delay` seconds after it began its `after`-th checkpoint, and resume it.
 
     Returns:
         where it was killed, and the parts that differ.
     """
     with tempfile.TemporaryDirectory() as cwd:
-        run = start(cwd, *task.split(), *FLAGS.split())
+        run = start(cwd, script, *task.split(), *FLAGS.split())
         for line in run.stdout:
             if line.startswith("training on"):
                 break
@@ -105,7 +128,7 @@ def trial(task: str, expected: dict[str, str], after: int, delay: float) -> tupl
         finished = max(map(step_of, list_checkpoints(run_dir / "checkpoints")), default=0)
         writing = list((run_dir / "checkpoints").glob("*.tmp"))
         where = f"after checkpoint {finished}" + (", while writing one" if writing else "")
-        finish(start(cwd, "--resume", str(run_dir)))
+        finish(start(cwd, script, "--resume", str(run_dir)))
         found = fingerprint(run_dir)
         return where, [part for part in expected if found[part] != expected[part]]
 
@@ -114,25 +137,27 @@ def main(options: Options) -> int:
     """Run the trials; returns the number of runs that did not end as the one left alone."""
     choose = random.Random(options.seed)
     with ThreadPoolExecutor(options.jobs) as pool:
-        chosen = [task for task in TASKS if options.tasks in task]
+        chosen = [task for task in TASKS[options.script] if options.tasks in task]
         tasks = [choose.choice(chosen) for _ in range(options.trials)]
         known = sorted(set(tasks))
-        references = dict(zip(known, pool.map(reference, known), strict=True))
+        references = dict(zip(known, pool.map(partial(reference, options.script), known), strict=True))
         after = [choose.randrange(1200 // 60) for _ in tasks]
         delays = [choose.uniform(0, references[task][1] / 20) for task in tasks]
         rows = []
-        runs = pool.map(trial, tasks, [references[task][0] for task in tasks], after, delays)
+        runs = pool.map(partial(trial, options.script), tasks, [references[task][0] for task in tasks], after, delays)
         for number, (task, (where, differences)) in enumerate(zip(tasks, runs, strict=True), 1):
-            rows.append({"trial": number, "task": task, "killed": where, "differs": " ".join(differences)})
+            row = {"script": options.script, "trial": number, "task": task, "killed": where}
+            rows.append(row | {"differs": " ".join(differences)})
             print(
                 f"{number:4} {task:60} killed {where:40} {'differs: ' + ' '.join(differences) if differences else 'same'}",
                 flush=True,
             )
-    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, newline="") as file:
+        others = [row for row in csv.DictReader(file) if row["script"] != options.script]
     with open(RESULTS, "w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()
-        table.writerows(rows)
+        table.writerows(sorted(others + rows, key=lambda row: row["script"]))
     different = [row for row in rows if row["differs"]]
     print(f"{len(rows)} trials, {len(rows) - len(different)} ended bit-identical", end="; ")
     print(f"first difference: trial {different[0]['trial']}, {different[0]['differs']}" if different else "no difference")

@@ -6,18 +6,23 @@
 The results of finished runs go to benchmarks/results/recipes.csv, a row per seed, and their evaluations to
 benchmarks/results/curves/, where the pictures are drawn from. On SLURM the runs end later: the same command again collects
 them. To run a seed again, delete its row and its run folder.
+
+A row holds two kinds of result: of the best model 20 greedy episodes on fresh starts (mean, std), and of the whole run the
+mean of its last five evaluations (last_five) with q_bias at the last one; and when an evaluation first reached the goal.
 """
 
 import csv
 import json
 import os
 import shutil
+import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -28,19 +33,30 @@ from training.errors import UsageError  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
 CURVES = ROOT / "benchmarks" / "results" / "curves"
 MARKS = "<!-- recipes: written by benchmarks/recipes.py --readme -->\n", "<!-- end of recipes -->\n"
-COLUMNS = ("task", "seed", "steps", "wall_seconds", "mean", "std", "returns", "model_step", "date", "versions", "command")
+COLUMNS = (
+    *("task", "seed", "steps", "wall_seconds", "mean", "std", "returns", "model_step", "last_five", "q_bias"),
+    *("goal_step", "goal_seconds", "date", "versions", "command"),
+)
 
 
 class Recipe(NamedTuple):
-    """A task: its environment, the flags that solve it, the greedy mean it must reach on every seed, and what has to be
-    installed for it."""
+    """A task: its environment, the flags that solve it, the greedy mean that the best model must reach on every seed, what
+    has to be installed for it, and which algorithm it is, of which script."""
 
     env_id: str
     flags: str
     goal: float | None
     install: str = ""
+    algorithm: str = "DDPG"
+    script: str = "ddpg_continuous_action.py"
 
 
+SAC, DQN = "sac_continuous_action.py", "dqn.py"
+INVERTED_PENDULUM = (  # of all algorithms, so that they can be compared
+    """--env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 --learning-starts 5000 --eval-frequency 5000 """
+    "--eval-episodes 20 --target-return 990 --num-envs 32 --gradient-steps 8 --reward-scale 0.1 --batch-size 128 "
+    "--hidden-sizes 64 64 --buffer-size 150000"
+)
 RECIPES = {
     "pendulum": Recipe(
         "Pendulum-v1",
@@ -66,11 +82,33 @@ RECIPES = {
     ),
     "inverted_pendulum": Recipe(
         "InvertedPendulum-v5",
-        """--env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 """
-        "--learning-starts 5000 --eval-frequency 10000 --eval-episodes 20 --num-envs 32 --gradient-steps 8 "
-        "--reward-scale 0.1 --exploration-noise 0.3 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
-        "--learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 150000",
+        f"{INVERTED_PENDULUM} --learning-rate 1e-3 "
+        "--exploration-noise 0.3 --exploration-noise-end 0.05 --exploration-fraction 0.5",
         950,
+    ),
+    "inverted_pendulum_dqn": Recipe(
+        "InvertedPendulum-v5",
+        f"{INVERTED_PENDULUM} --bins 2 --learning-rate 1e-3 --train-frequency 32 --exploration-fraction 0.2",
+        950,
+        algorithm="DQN",
+        script=DQN,
+    ),
+    "inverted_pendulum_m1": Recipe(
+        "InvertedPendulum-v5",
+        f"{INVERTED_PENDULUM} --policy-lr 1e-3 --num-critics 1 --alpha 0 --no-autotune",
+        950,
+        algorithm="SAC M1",
+        script=SAC,
+    ),
+    "inverted_pendulum_m2": Recipe(
+        "InvertedPendulum-v5",
+        f"{INVERTED_PENDULUM} --policy-lr 1e-3 --num-critics 2 --alpha 0 --no-autotune",
+        950,
+        algorithm="SAC M2",
+        script=SAC,
+    ),
+    "inverted_pendulum_m3": Recipe(
+        "InvertedPendulum-v5", f"{INVERTED_PENDULUM} --policy-lr 1e-3", 950, algorithm="SAC M3", script=SAC
     ),
     "hopper": Recipe("Hopper-v4", "", None),
 }
@@ -96,15 +134,31 @@ class Options:
 
 def command(recipe: Recipe) -> str:
     """The command as the README prints it."""
-    return f"python ddpg_continuous_action.py --env-id {recipe.env_id} {recipe.flags}".rstrip()
+    return f"python {recipe.script} --env-id {recipe.env_id} {recipe.flags}".rstrip()
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def read_results() -> list[dict[str, str]]:
     """The rows of recipes.csv whose command is still the recipe's command."""
     if not RESULTS.exists():
         return []
-    with open(RESULTS, newline="") as file:
-        return [row for row in csv.DictReader(file) if row["command"] == command(RECIPES[row["task"]])]
+    return [row for row in read_csv(RESULTS) if row["command"] == command(RECIPES[row["task"]])]
+
+
+def first_at(goal: float | None, folder: Path) -> tuple[int | str, int | str]:
+    """Step of the first evaluation of a run that reached the goal, and the seconds from the start to its end; or ""."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    times = {event.step: event.wall_time for event in events.Scalars("eval/episodic_return")}
+    for row in read_csv(folder / "evaluations.csv"):
+        if goal is not None and float(row["mean"]) >= goal:
+            step = int(row["global_step"])
+            return step, round(times[step] - events.FirstEventTimestamp())
+    return "", ""
 
 
 def collect(task: str, folder: Path) -> None:
@@ -112,12 +166,12 @@ def collect(task: str, folder: Path) -> None:
     seed = json.loads((folder / "args.json").read_text())["args"]["seed"]
     result = json.loads((folder / "evaluation.json").read_text())
     training = load_checkpoint(folder / "checkpoints")["run"]  # its clock goes on over interruptions
-    with open(folder / "evaluations.csv", newline="") as file:
-        evaluations = list(csv.DictReader(file))
+    evaluations = read_csv(folder / "evaluations.csv")
     curve = CURVES / f"{task}-{seed}"
     curve.mkdir(parents=True, exist_ok=True)
     for name in ("args.json", "evaluations.csv", "evaluation.json"):
         shutil.copy(folder / name, curve)
+    goal_step, goal_seconds = first_at(RECIPES[task].goal, folder)
     row = {
         "task": task,
         "seed": seed,
@@ -127,6 +181,10 @@ def collect(task: str, folder: Path) -> None:
         "std": round(result["std"], 2),
         "returns": " ".join(f"{value:.1f}" for value in result["returns"]),
         "model_step": max(evaluations, key=lambda row: float(row["mean"]))["global_step"],
+        "last_five": round(statistics.mean(float(row["mean"]) for row in evaluations[-5:]), 2),
+        "q_bias": round(float(evaluations[-1]["q_bias"]), 2),
+        "goal_step": goal_step,
+        "goal_seconds": goal_seconds,
         "date": result["date"],
         "versions": " ".join(f"{name}={version}" for name, version in result["versions"].items()),
         "command": command(RECIPES[task]),
@@ -141,14 +199,14 @@ def collect(task: str, folder: Path) -> None:
 
 def run_all(options: Options) -> int:
     """Run what is asked for and has no result, and collect what is finished; returns the exit status of the sweep."""
-    common = sweep.Options(script=ROOT / "ddpg_continuous_action.py", engine=options.engine, workers=options.workers)
-    common.status = options.status
+    common = sweep.Options(engine=options.engine, workers=options.workers, status=options.status)
     results = {(row["task"], int(row["seed"])) for row in read_results()}
     jobs = {}
     for task in list(RECIPES) if options.task == "all" else [options.task]:
         seeds = tuple(seed for seed in options.seeds if (task, seed) not in results)
-        recipe = replace(common, env_ids=(RECIPES[task].env_id,), settings=(f"={RECIPES[task].flags}",), seeds=seeds)
-        jobs |= dict.fromkeys(sweep.plan(recipe), task) if seeds else {}
+        recipe = RECIPES[task]
+        runs = replace(common, script=ROOT / recipe.script, env_ids=(recipe.env_id,), settings=(f"={recipe.flags}",))
+        jobs |= dict.fromkeys(sweep.plan(replace(runs, seeds=seeds)), task) if seeds else {}
     status = sweep.sweep(list(jobs), common) if jobs else 0
     for job, task in jobs.items():
         if job.status({})[0] == "finished":
@@ -158,17 +216,19 @@ def run_all(options: Options) -> int:
 
 def table() -> str:
     """The README's section: a row per task, and the command and the learning curve of each."""
-    rows = ["| task | goal | seed | steps | minutes | greedy mean +- std |", "|---|---|---|---|---|---|"]
+    rows = ["| task | algorithm | goal | seed | steps | minutes | greedy mean +- std | last five | q_bias |"]
+    rows.append("|---" * 9 + "|")
     commands = []
     for task, recipe in RECIPES.items():
         results = sorted((row for row in read_results() if row["task"] == task), key=lambda row: int(row["seed"]))
         for row in results:
             rows.append(
-                f"| {recipe.env_id} | {recipe.goal or 'report'} | {row['seed']} | {int(row['steps']):,} "
-                f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f} |"
+                f"| {recipe.env_id} | {recipe.algorithm} | {recipe.goal or 'report'} | {row['seed']} | {int(row['steps']):,} "
+                f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f} "
+                f"| {float(row['last_five']):.1f} | {float(row['q_bias']):+.1f} |"
             )
         install = f"{recipe.install}\n" if recipe.install else ""
-        commands.append(f"### {recipe.env_id}\n\n```bash\n{install}{command(recipe)}\n```\n")
+        commands.append(f"### {recipe.env_id}, {recipe.algorithm}\n\n```bash\n{install}{command(recipe)}\n```\n")
         if (ROOT / "benchmarks" / "results" / f"{task}.png").exists():
             commands.append(f"![learning curves](benchmarks/results/{task}.png)\n")
     return "\n".join(rows) + "\n\n" + "\n".join(commands)

@@ -1,6 +1,8 @@
-"""Environment steps a second of the script and of stable-baselines3 doing the same work, in alternating slices.
+"""Environment steps a second of a script and of stable-baselines3 doing the same work, in alternating slices.
 
-    python benchmarks/speed.py                                                   # Hopper-v4, one environment
+    python benchmarks/speed.py                                                   # DDPG on Hopper-v4, one environment
+    python benchmarks/speed.py --script sac_continuous_action                    # SAC on Hopper-v4
+    python benchmarks/speed.py --script dqn                                      # DQN on CartPole-v1
     python benchmarks/speed.py --num-envs 1 8 32 --env-id Humanoid-v4 --fill 0 1000000
     python benchmarks/speed.py --sides eager@2 eager@1                           # two threads against one
     python benchmarks/speed.py --sides eager ../before:eager                     # against another checkout of the script
@@ -9,15 +11,23 @@
 
 Each side trains in a process of its own. After its warm-up it is stopped, and then the sides go on in turns, a few seconds
 each: what slows the machine down for a minute slows all of them. A figure is the median over the rounds; a ratio is taken
-round by round. stable-baselines3 is its TD3 with one critic, a policy delay of 2 and no target noise, which is DDPG with
-delayed updates. One more side only multiplies matrices of 256 x 256 in float32, at the same number of threads: what it
+round by round. One more side only multiplies matrices of 256 x 256 in float32, at the same number of threads: what it
 reaches is the limit that the matrix products of the updates alone would set. With several environments all of them step,
 and one update follows, on both sides. The rows are appended to benchmarks/results/speed.csv.
+
+What stable-baselines3 runs:
+- for DDPG its TD3 with one critic, a policy delay of 2 and no target noise, which is DDPG with delayed updates;
+- for SAC its SAC, which updates the actor at each step: as often as the script, which makes two updates at each second step;
+- for DQN its DQN with the script's sizes and rhythm. Both explore at 5%, so that the network chooses nearly every action.
+  It clips gradients, which cannot be turned off, at infinity.
 """
 
 import csv
 import datetime
 import functools
+import importlib
+import itertools
+import math
 import os
 import platform
 import signal
@@ -29,6 +39,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 from tqdm import tqdm
@@ -43,12 +54,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 class Options:
     """Measure speed."""
 
-    env_id: str = "Hopper-v4"
-    """the environment"""
+    script: Literal["ddpg_continuous_action", "sac_continuous_action", "dqn"] = "ddpg_continuous_action"
+    """what is measured"""
+    env_id: str | None = None
+    """the environment (None: the default of the script)"""
     num_envs: tuple[int, ...] = (1,)
     """environments side by side"""
     fill: tuple[int, ...] = (0,)
-    """transitions in the script's replay buffer at the start, of 1,000,000"""
+    """transitions in the script's replay buffer at the start"""
     sides: tuple[str, ...] = ("eager", "compile", "stable-baselines3")
     """what is compared: stable-baselines3, or a value of the script's --accelerate; eager@1 runs with one thread,
     ../before:eager runs the script of another folder"""
@@ -72,16 +85,19 @@ class Options:
     """used by the benchmark itself: where that side counts its steps"""
 
 
+AGENTS = {"ddpg_continuous_action": "DDPG", "sac_continuous_action": "SAC", "dqn": "DQN"}
 LEARNING_STARTS = 1000
+EPSILON = 0.05  # share of random actions of DQN
 PROFILED_STEPS = 4500
 
 
 def arguments(side: str, steps: int, options: Options):
     """The script's arguments for that many steps of training, without evaluations or checkpoints."""
-    import ddpg_continuous_action as ddpg
-
-    return ddpg.Args(
-        env_id=options.env_id,
+    script = importlib.import_module(options.script)
+    exploration = {"start_e": EPSILON, "end_e": EPSILON} if options.script == "dqn" else {}
+    return script.Args(
+        **exploration,
+        env_id=options.env_id or script.Args().env_id,
         num_envs=options.num_envs[0],
         total_timesteps=steps,
         learning_starts=LEARNING_STARTS,
@@ -95,15 +111,15 @@ def arguments(side: str, steps: int, options: Options):
     )
 
 
-def script(side: str, count, options: Options) -> None:
+def train(side: str, count, options: Options) -> None:
     """Train with the script until killed, in a buffer that holds `fill` transitions already."""
     import numpy as np
 
     folder, _, mode = side.rpartition(":")
     sys.path.insert(0, folder or str(ROOT))
-    import ddpg_continuous_action as ddpg
+    script = importlib.import_module(options.script)
 
-    class CountingBuffer(ddpg.ReplayBuffer):
+    class CountingBuffer(script.ReplayBuffer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             rows = min(options.fill[0] // self.n_envs, self.buffer_size)
@@ -115,45 +131,48 @@ def script(side: str, count, options: Options) -> None:
             super().add(*values)
             count(self.n_envs)
 
-    ddpg.ReplayBuffer = CountingBuffer
-    ddpg.train(arguments(mode, 10**9, options))
+    script.ReplayBuffer = CountingBuffer
+    script.train(arguments(mode, 10**9, options))
 
 
 def stable_baselines3(count, options: Options) -> None:
-    """Train with stable-baselines3's TD3, set to the same work, until killed."""
+    """Train with stable-baselines3, set to the same work, until killed."""
     import gymnasium as gym
     import numpy as np
     import torch
-    from stable_baselines3 import TD3
+    from stable_baselines3 import DQN, SAC, TD3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
-    (num_envs,) = options.num_envs
+    args = arguments("eager", 10**9, options)
+    common = {"env": make_vec_env(args.env_id, n_envs=args.num_envs), "learning_starts": LEARNING_STARTS}
+    common |= {"gradient_steps": 1, "batch_size": args.batch_size, "buffer_size": args.buffer_size, "gamma": args.gamma}
+    common |= {"tau": args.tau, "device": "cuda" if options.cuda else "cpu"}
+    layers = {"net_arch": list(args.hidden_sizes)}
 
     class Count(BaseCallback):
         def _on_step(self) -> bool:
-            count(num_envs)
+            count(args.num_envs)
             return True
 
+    def td3() -> TD3:
+        actions = gym.make(args.env_id).action_space.shape
+        noise = VectorizedActionNoise(NormalActionNoise(np.zeros(actions), 0.1 * np.ones(actions)), args.num_envs)
+        exploration = {"action_noise": noise, "target_policy_noise": 0.0, "target_noise_clip": 0.0}
+        return TD3("MlpPolicy", policy_delay=2, policy_kwargs={"n_critics": 1} | layers, **exploration, **common)
+
+    def sac() -> SAC:
+        return SAC("MlpPolicy", policy_kwargs=layers, ent_coef="auto", **common)
+
+    def dqn() -> DQN:
+        rhythm = {"train_freq": max(1, args.train_frequency // args.num_envs)}
+        rhythm |= {"target_update_interval": args.target_network_frequency}
+        exploration = {"exploration_initial_eps": EPSILON, "exploration_final_eps": EPSILON}
+        return DQN("MlpPolicy", policy_kwargs=layers, max_grad_norm=np.inf, **rhythm, **exploration, **common)
+
     torch.set_num_threads(options.threads)
-    actions = gym.make(options.env_id).action_space.shape
-    noise = VectorizedActionNoise(NormalActionNoise(np.zeros(actions), 0.1 * np.ones(actions)), num_envs)
-    model = TD3(
-        "MlpPolicy",
-        make_vec_env(options.env_id, n_envs=num_envs),
-        learning_rate=3e-4,
-        learning_starts=LEARNING_STARTS,
-        gradient_steps=1,
-        train_freq=1,
-        policy_delay=2,
-        target_policy_noise=0.0,
-        target_noise_clip=0.0,
-        action_noise=noise,
-        policy_kwargs={"n_critics": 1, "net_arch": [256, 256]},
-        device="cuda" if options.cuda else "cpu",
-    )
-    model.learn(10**9, callback=Count())
+    {"DDPG": td3, "SAC": sac, "DQN": dqn}[AGENTS[options.script]]().learn(10**9, callback=Count())
 
 
 def matrix_products(count, options: Options) -> None:
@@ -167,43 +186,59 @@ def matrix_products(count, options: Options) -> None:
         count(1)
 
 
-def steps_a_product(num_envs: int, options: Options) -> float:
-    """How many environment steps, with their updates, are as much work as one product of matrices of 256 x 256."""
+def sizes_of(env_id: str) -> tuple[int, int]:
+    """Observations of an environment, and dimensions of its actions or how many there are."""
     import gymnasium as gym
 
-    env = gym.make(options.env_id)
-    inputs, actions = env.observation_space.shape[0], env.action_space.shape[0]
+    env = gym.make(env_id)
+    return gym.spaces.flatdim(env.observation_space), gym.spaces.flatdim(env.action_space)
 
-    def products(first: int, last: int) -> int:  # multiply-adds of one row through one network
-        return first * 256 + 256 * 256 + 256 * last
 
-    actor, critic = products(inputs, actions), products(inputs + actions, 1)
-    no_first = 256 * 256 + 256  # backward to the inputs of the layers after the first
-    critic_update = (actor + critic) + critic + critic + no_first
-    actor_update = (actor + critic) + (critic - (inputs * 256)) + (actor + no_first)
-    return num_envs * 256**2 / (critic_update + actor_update / 2)
+def steps_a_product(num_envs: int, options: Options) -> float:
+    """How many environment steps, with their updates, are as much work as one product of matrices of 256 x 256."""
+    args, (inputs, actions) = arguments("eager", 10**9, options), sizes_of(options.env_id)
+
+    def products(first: int, last: int) -> tuple[int, int]:  # multiply-adds of a row through a network; of its first layer
+        layers = [a * b for a, b in itertools.pairwise((first, *args.hidden_sizes, last))]
+        return sum(layers), layers[0]
+
+    agent = AGENTS[options.script]
+    if agent == "DQN":  # forwards through both networks, then to the weights of the one and back to its hidden layers
+        network, first = products(inputs, actions)
+        work = min(1, num_envs / args.train_frequency) * (4 * network - first)
+    else:
+        number = args.num_critics if agent == "SAC" else 1
+        actor, actor_first = products(inputs, 2 * actions if agent == "SAC" else actions)
+        critic, critic_first = products(inputs + actions, 1)
+        critic_update = actor + number * critic + number * (3 * critic - critic_first)
+        actor_update = actor + number * (critic + critic - inputs * args.hidden_sizes[0]) + (2 * actor - actor_first)
+        work = critic_update + (actor_update if agent == "SAC" else actor_update / 2)
+    return num_envs * 256**3 / (work * args.batch_size)
 
 
 def profile(options: Options) -> None:
     """Print the microseconds that each part of the loop takes, per call and per step, inner parts indented."""
-    import ddpg_continuous_action as ddpg
     import training.environments
     import training.evaluation
     import training.run
 
+    script = importlib.import_module(options.script)
+    agent = getattr(script, AGENTS[options.script])
     args = arguments(options.sides[0], PROFILED_STEPS, options)
     parts = {
-        "act": (ddpg.DDPG, "act"),
+        "act": (agent, "act"),
         "environments": (training.environments.TrainingEnvs, "step"),
-        "check of finiteness": (ddpg, "check_finite"),
-        "store": (ddpg.ReplayBuffer, "add"),
-        "sample": (ddpg.ReplayBuffer, "sample"),
-        "update": (ddpg.DDPG, "update"),
-        "  critic's loss": (ddpg.DDPG, "critic_loss"),
-        "  actor's loss": (ddpg.DDPG, "actor_loss"),
-        "  gradients and Adam": (ddpg, "descend"),
-        "  Polyak": (ddpg.DDPG, "update_targets"),
+        "check of finiteness": (script, "check_finite"),
+        "store": (script.ReplayBuffer, "add"),
+        "sample": (script.ReplayBuffer, "sample"),
+        "update": (agent, "update"),
+        "  critic's loss": (agent, "critic_loss"),
+        "  actor's loss": (agent, "actor_loss"),
+        "  loss": (agent, "q_loss"),
+        "  gradients and Adam": (script, "descend"),
+        "  Polyak": (agent, "update_targets"),
     }
+    parts = {name: part for name, part in parts.items() if hasattr(*part)}
     if args.accelerate != "eager":  # what is inside one compiled function has no time of its own
         parts = {name: part for name, part in parts.items() if not name.startswith(" ")}
     times = defaultdict(list)
@@ -229,12 +264,12 @@ def profile(options: Options) -> None:
     build, training.run.accelerate = training.run.accelerate, accelerate
     training.evaluation.FINAL_EVALUATION_EPISODES = 1
     begin = time.perf_counter()
-    ddpg.train(args)
+    script.train(args)
     whole = 1e6 * (time.perf_counter() - begin) / PROFILED_STEPS
     measured = PROFILED_STEPS * 2 // 3
     print("| part | microseconds a call | microseconds a step |\n|---|---|---|")
     for name in parts:
-        calls = times[name][-int(len(times[name]) * 2 / 3) :]
+        calls = times[name][-math.ceil(len(times[name]) * 2 / 3) :]
         each = statistics.median(calls) * 1e6
         print(f"| {name} | {each:.0f} | {each * len(calls) / measured:.0f} |")
     print(f"the run, with its start and its end: {whole:.0f} microseconds a step")
@@ -257,7 +292,8 @@ class Side:
         stem = side.replace("/", "-")
         counter, self.log = folder / f"{stem}.counter", folder / f"{stem}.log"
         self.count = np.memmap(counter, np.int64, "w+", shape=(1,))
-        flags = f"--env-id {options.env_id} --num-envs {num_envs} --threads {threads} --fill {fill} --side {accelerate}"
+        flags = f"--script {options.script} --env-id {options.env_id} --num-envs {num_envs} --fill {fill}"
+        flags += f" --side {accelerate} --threads {threads}"
         flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda --counter {counter}"
         with open(self.log, "w") as log:
             command = [sys.executable, str(Path(__file__).resolve()), *flags.split()]
@@ -304,8 +340,6 @@ def machine(options: Options) -> str:
 
 def compare(num_envs: int, fill: int, options: Options) -> None:
     """Measure all sides in alternation, print the table and append it to the results."""
-    import gymnasium as gym
-
     from training.setup import versions
 
     rates = defaultdict(list)
@@ -325,9 +359,11 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
                 side.process.kill()
                 side.process.wait()
     rates["limit"] = [rate * steps_a_product(num_envs, options) for rate in rates["limit"]]
-    env = gym.make(options.env_id)
-    transition = 4 * (2 * env.observation_space.shape[0] + env.action_space.shape[0] + 2)
-    print(f"\n{options.env_id}, environments: {num_envs}, transitions in the buffer: {fill}, threads: {options.threads}")
+    observations, actions = sizes_of(options.env_id)
+    transition = 4 * (2 * observations + (1 if AGENTS[options.script] == "DQN" else actions) + 2)
+    capacity = arguments("eager", 10**9, options).buffer_size
+    print(f"\n{AGENTS[options.script]}, {options.env_id}, environments: {num_envs}, threads: {options.threads}", end=", ")
+    print(f"transitions in the buffer: {fill}")
     print("| | steps a second | ratio to the last side | share of the matrix-product limit | MB without the buffer |")
     print("|---|---|---|---|---|")
     for side in options.sides:
@@ -338,6 +374,7 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
         row = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(options),
+            "script": options.script,
             "env_id": options.env_id,
             "num_envs": num_envs,
             "fill": fill,
@@ -353,7 +390,7 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
             "ratio_min": round(min(ratios), 2),
             "ratio_max": round(max(ratios), 2),
             "matrix_limit_share": round(statistics.median(shares), 2) if shares else "",
-            "megabytes": round((memory[side] - transition * min(10**6, fill + counts[side])) / 1e6) if own else "",
+            "megabytes": round((memory[side] - transition * min(capacity, fill + counts[side])) / 1e6) if own else "",
             "versions": " ".join(f"{name}={version}" for name, version in versions().items()),
         }
         cells = "{rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | {matrix_limit_share} | {megabytes}"
@@ -370,14 +407,17 @@ def table() -> str:
     latest = {}
     with open(RESULTS, newline="") as file:
         for row in csv.DictReader(file):
-            key = ("machine", "env_id", "num_envs", "fill", "threads", "matmul_precision", "side", "compared_with")
+            what = ("machine", "script", "env_id", "num_envs", "fill", "threads", "matmul_precision")
+            key = (*what, "side", "compared_with")
             latest[tuple(row[name] for name in key)] = row
-    rows = ["| environment | environments | in the buffer | threads | side | steps a second | ratio | to | limit | MB |"]
-    rows.append("|---" * 10 + "|")
+    columns = ("algorithm", "environment", "environments", "in the buffer", "threads", "side", "steps a second", "ratio", "to")
+    rows = ["| " + " | ".join((*columns, "limit", "MB")) + " |"]
+    rows.append("|---" * 11 + "|")
 
     def order(row: dict[str, str]) -> tuple:
         among_ourselves = row["compared_with"] != "stable-baselines3"
-        return among_ourselves, row["matmul_precision"], row["env_id"], int(row["num_envs"]), int(row["fill"])
+        algorithm, precision = list(AGENTS).index(row["script"]), row["matmul_precision"]
+        return algorithm, among_ourselves, precision, row["env_id"], int(row["num_envs"]), int(row["fill"])
 
     for row in sorted(latest.values(), key=order):
         if row["compared_with"] in (row["side"], f"{row['side']}@{row['threads']}"):
@@ -385,7 +425,8 @@ def table() -> str:
         if row["matmul_precision"] != "highest":
             row["side"] += f" ({row['matmul_precision']})"
         row["fill"] = f"{int(row['fill']):,}"
-        cells = "{env_id} | {num_envs} | {fill} | {threads} | {side} | {rate} ({rate_min} to {rate_max}) | "
+        row["script"] = AGENTS[row["script"]]
+        cells = "{script} | {env_id} | {num_envs} | {fill} | {threads} | {side} | {rate} ({rate_min} to {rate_max}) | "
         cells += "{ratio} ({ratio_min} to {ratio_max}) | {compared_with} | {matrix_limit_share} | {megabytes}"
         rows.append(f"| {cells.format(**row)} |")
     machines = sorted({row["machine"] for row in latest.values()})
@@ -394,6 +435,7 @@ def table() -> str:
 
 def main(options: Options) -> None:
     """Do what the options ask for."""
+    options.env_id = options.env_id or arguments("eager", 10**9, options).env_id
     if options.side:
         import numpy as np
 
@@ -403,7 +445,7 @@ def main(options: Options) -> None:
             counter[0] += steps
 
         sides = {"stable-baselines3": stable_baselines3, "limit": matrix_products}
-        sides.get(options.side, functools.partial(script, options.side))(count, options)
+        sides.get(options.side, functools.partial(train, options.side))(count, options)
     elif options.profile:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)

@@ -1,21 +1,26 @@
 """A real SLURM of one node for the tests, on this machine: python tests/one_node_slurm.py FOLDER
 
-Debian and Ubuntu: apt-get install slurm-wlm munge. It keeps to its folder and to free ports, so it disturbs no other SLURM,
-and accepts more cores than there are. Partition "low" is the default; jobs of "high" preempt its jobs, which have ten
-seconds to leave and are queued again. Without the packages it says "skipped".
+Debian and Ubuntu: apt-get install slurm-wlm munge. It keeps to its folder and to free ports, so several can run beside one
+another, and accepts more cores than there are. Partition "low" is the default; jobs of "high" preempt its jobs, which have
+ten seconds to leave and are queued again. Nothing of it outlives it. Without the packages it says "skipped".
 """
 
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "srun")
 CONFIGURATION = """
@@ -62,12 +67,15 @@ def missing() -> list[str]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Ports that nobody listens on; none that the kernel gives to connections, which could be taken before they are used."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        ports: list[int] = []
+        while len(ports) < number:
+            port, one = random.randrange(20_000, 30_000), stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                one.bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports
 
 
 def start_daemon(*command: str | Path) -> None:
@@ -77,12 +85,22 @@ def start_daemon(*command: str | Path) -> None:
         RuntimeError: with what it printed, if it does not start.
     """
     path = f"{os.environ['PATH']}:/usr/sbin"
-    done = subprocess.run(command, env=os.environ | {"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: {done.stderr}")
+    with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open for as long as the daemon lives
+        files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, env=os.environ | {"PATH": path}, timeout=60, **files)
+        if done.returncode:
+            output.seek(0)
+            raise RuntimeError(f"{command[0]}: {output.read()}")
 
 
-def wait_for(condition, seconds: float = 300) -> None:
+def ask_slurm(*command: str) -> str:
+    """What a command of SLURM prints; nothing, if SLURM does not answer."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    return ""
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
     """Wait until `condition()` is true.
 
     Raises:
@@ -95,12 +113,30 @@ def wait_for(condition, seconds: float = 300) -> None:
         time.sleep(0.1)
 
 
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, even if nobody has asked for its status yet."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 def stop_daemon(pid_file: Path, number: int = signal.SIGTERM) -> None:
-    """End the daemon of this pid file, and wait until it is gone."""
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(pid_file.read_text())
-        os.kill(pid, number)
-        wait_for(lambda: not Path(f"/proc/{pid}").exists())
+    """End the daemon of this pid file, and wait until it is gone; after half a minute it is killed."""
+    with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
+        process = psutil.Process(int(pid_file.read_text()))
+        process.send_signal(number)
+        try:
+            wait_for(lambda: is_gone(process), 30)
+        except TimeoutError:
+            process.kill()
+
+
+def kill_the_rest(configuration: Path) -> None:
+    """Kill the processes of jobs that SLURM no longer knows: those that have its configuration in their environment."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get("SLURM_CONF") == str(configuration):
+                process.kill()
 
 
 def start_slurmd(folder: Path) -> None:
@@ -128,15 +164,16 @@ def one_node_slurm(folder: Path, cpus: int = 4, array_size: int = 1001) -> Itera
         start_daemon("munged", "--force", f"--socket={folder}/munge.socket", *files)
         start_daemon("slurmctld", "-f", folder / "slurm.conf")
         start_slurmd(folder)
-        wait_for(lambda: b"idle" in subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True).stdout)
+        wait_for(lambda: "idle" in ask_slurm("sinfo", "-h", "-o", "%T"))
         yield
     finally:
-        subprocess.run(["scancel", "--me", "--signal=KILL"], capture_output=True)
-        subprocess.run(["scancel", "--me"], capture_output=True)
+        ask_slurm("scancel", "--me", "--signal=KILL")
+        ask_slurm("scancel", "--me")
         with contextlib.suppress(TimeoutError):
-            wait_for(lambda: not subprocess.run(["squeue", "-h"], capture_output=True).stdout)
+            wait_for(lambda: not ask_slurm("squeue", "-h"), 60)
         for name in ("slurmd", "slurmctld", "munge"):
             stop_daemon(folder / f"{name}.pid")
+        kill_the_rest(folder / "slurm.conf")
         os.environ.pop("SLURM_CONF")
         if previous is not None:
             os.environ["SLURM_CONF"] = previous

@@ -24,12 +24,15 @@ from training import acceleration, setup
 from training.replay_buffer import standard_normal
 
 OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
+HOLDS = {"critic_loss": "expectile", "policy_noise": 0.2, "n_steps": 3}
+HOLDS |= {"critic_normalization": "layer", "output_normalization": True}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def filled_buffer(device: torch.device, size: int = 200) -> ddpg.ReplayBuffer:
-    rb = ddpg.ReplayBuffer(size, OBS, ACTIONS, device, handle_timeout_termination=False)
+def filled_buffer(device: torch.device, n_steps: int = 1, size: int = 200) -> ddpg.ReplayBuffer:
+    rb = ddpg.ReplayBuffer(size, OBS, ACTIONS, device, handle_timeout_termination=False, n_steps=n_steps, gamma=0.99)
     rb.transitions[:] = np.random.default_rng(0).normal(size=rb.transitions.shape)
+    rb.observations[1::2] = rb.next_observations[::2]
     rb.dones[:] = np.random.default_rng(1).random(rb.dones.shape) < 0.1
     rb.full = True
     return rb
@@ -47,7 +50,7 @@ def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
     test compiled, the next finds in torch's cache.)"""
     torch.manual_seed(0), np.random.seed(0)
     args = quick_args(**({"accelerate": accelerate, "cuda": device == "cuda", "hidden_sizes": (32, 24)} | changes))
-    agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device))
+    agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device), args.n_steps)
     agent = accelerated(agent, args.accelerate, rb)
     losses = []
     for update in range(updates):
@@ -154,7 +157,7 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     [
         ({}, 1e-6),  # other orders of summation
         ({"normalization": "layer", "critic_loss": "huber", "weight_decay": 1.0}, 1e-5),
-        ({"critic_loss": "expectile", "policy_noise": 0.2}, 1e-5),
+        (HOLDS, 1e-5),
         ({"normalization": "batch"}, 4e-3),  # a bias before it gets rounding for a gradient: 12 steps of Adam
     ],
 )
@@ -178,7 +181,7 @@ def test_compiled_runs_are_the_same_twice(run, capsys):
     assert capsys.readouterr().out.count("--accelerate compile: built in") == 2
 
 
-@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, {"policy_noise": 0.2}])
+@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, HOLDS])
 def test_captured_is_the_same_algorithm_bit_for_bit(stand_in, changes):
     same_algorithm("cudagraph", {}, **changes)
     assert len(stand_in.replays) == 2 + 12 + 3  # the first two in building: training's and evaluation's

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import ddpg_continuous_action as ddpg
 
@@ -50,3 +51,33 @@ def test_a_row_does_not_depend_on_its_batch(obs):
     batch = obs * torch.randn(6, 3)
     for network in (actor, lambda rows: critic(rows, actor(rows))):
         torch.testing.assert_close(network(batch)[2:3], network(batch[2:3]), rtol=1e-5, atol=1e-5)
+
+
+def test_output_normalization_by_hand():
+    """Outputs of mean size 4 are divided by it, those of mean size 0.5 stay: tanh of (3, -5) / 4 and of (0.25, -0.75)."""
+    actor = ddpg.Actor(OBS, gym.spaces.Box(-1, 1, (2,), np.float32), ddpg.Args(output_normalization=True))
+    actor.hidden = actor.mu = torch.nn.Identity()
+    expected = np.tanh([[0.75, -1.25], [0.25, -0.75]])
+    np.testing.assert_allclose(actor(torch.tensor([[3.0, -5.0], [0.25, -0.75]])), expected, rtol=1e-6)
+
+
+def test_the_critic_can_be_normalised_alone():
+    """Layers by name in both networks; and with batch normalisation the critic's statistics move, also in its target."""
+
+    def kinds(**changes):
+        agent = ddpg.DDPG(OBS, gym.spaces.Box(-1, 1, (2,), np.float32), ddpg.Args(**changes), torch.device("cpu"))
+        return agent, [
+            {type(layer).__name__ for layer in network.modules()} & {"LayerNorm", "BatchNorm1d"}
+            for network in (agent.actor, agent.critic, agent.target_actor, agent.target_critic)
+        ]
+
+    assert kinds(critic_normalization="layer")[1] == [set(), {"LayerNorm"}] * 2
+    assert kinds(normalization="layer", critic_normalization="none")[1] == [{"LayerNorm"}, set()] * 2
+    assert kinds(normalization="layer")[1] == [{"LayerNorm"}] * 4
+    agent, layers = kinds(critic_normalization="batch")
+    assert layers == [set(), {"BatchNorm1d"}] * 2
+    rows = [torch.randn(8, size) for size in (3, 2, 3)]
+    agent.update(ReplayBufferSamples(*rows, torch.zeros(8, 1), torch.randn(8, 1)), update_policy=True)
+    for network in (agent.critic, agent.target_critic):
+        assert network.hidden[1].running_mean.abs().sum() > 0
+    assert not agent.critic.training

@@ -1,16 +1,18 @@
 """The README's recipes: their commands run, and their table says what the results file says."""
 
+import importlib
 import shlex
 import sys
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, quick_args
 from test_faults import PENDULUM
 from test_resume import run_killed
 
-import ddpg_continuous_action as ddpg
 from training import command_line
 from training.arguments import check_args
+from training.checkpoints import load_checkpoint
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import recipes
@@ -21,13 +23,38 @@ SHORT = "--total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval
 @pytest.mark.parametrize("task", recipes.RECIPES)
 def test_a_recipe_runs(run, task):
     """Its own flags, for a few hundred steps."""
-    arguments = shlex.split(recipes.command(recipes.RECIPES[task]))[2:]
-    args = command_line.parse_args(ddpg.Args, arguments, ddpg.Args())
+    _, script, *arguments = shlex.split(recipes.command(recipes.RECIPES[task]))
+    args_class = importlib.import_module(script.removesuffix(".py")).Args
+    args = command_line.parse_args(args_class, arguments, args_class())
     assert args.env_id == recipes.RECIPES[task].env_id
     check_args(args)
-    assert (
-        run(command_line.parse_args(ddpg.Args, [*arguments, *SHORT.split()], ddpg.Args())).run_dir / "evaluation.json"
-    ).exists()
+    short = command_line.parse_args(args_class, [*arguments, *SHORT.split()], args_class())
+    assert (run(short).run_dir / "evaluation.json").exists()
+
+
+def test_the_results_and_the_evaluations_agree():
+    """Last five, q_bias at the end and the first to reach the goal, from the evaluations that the pictures are drawn from."""
+    rows = recipes.read_results()
+    assert rows
+    for row in rows:
+        curve = ROOT / "benchmarks" / "results" / "curves" / f"{row['task']}-{row['seed']}" / "evaluations.csv"
+        evaluations = np.genfromtxt(curve, delimiter=",", names=True)
+        assert float(row["last_five"]) == pytest.approx(evaluations["mean"][-5:].mean(), abs=0.006)
+        assert float(row["q_bias"]) == pytest.approx(evaluations["q_bias"][-1], abs=0.006)
+        goal = recipes.RECIPES[row["task"]].goal
+        reached = evaluations["global_step"][evaluations["mean"] >= (np.inf if goal is None else goal)]
+        assert row["goal_step"] == (f"{reached[0]:.0f}" if len(reached) else "")
+
+
+def test_when_the_goal_was_reached(run):
+    """Its step is that of the first evaluation at or above the goal, its time lies within the run's."""
+    folder = run(quick_args(eval_frequency=100)).run_dir
+    evaluations = np.genfromtxt(folder / "evaluations.csv", delimiter=",", names=True)
+    goal = np.sort(evaluations["mean"])[1]
+    step, seconds = recipes.first_at(goal, folder)
+    assert step == evaluations["global_step"][np.argmax(evaluations["mean"] >= goal)]
+    assert 0 <= seconds <= load_checkpoint(folder / "checkpoints")["run"]["elapsed"] + 1  # rounded
+    assert recipes.first_at(np.inf, folder) == recipes.first_at(None, folder) == ("", "")
 
 
 def test_the_readme_and_the_results_agree():
@@ -41,9 +68,9 @@ def test_recipes_run_what_has_no_result_and_go_on_with_the_rest(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     for name in ("CURVES", "RESULTS"):
         monkeypatch.setattr(recipes, name, tmp_path / name)
-    flags = PENDULUM.removeprefix("--env-id Pendulum-v1 ")
+    flags = PENDULUM.removeprefix("--env-id Pendulum-v1 ") + " --eval-frequency 100"
     monkeypatch.setattr(recipes, "RECIPES", {"pendulum": recipes.Recipe("Pendulum-v1", f"{flags} --num-threads 1", None)})
-    killed = run_killed(tmp_path, "step", 250, *PENDULUM.split(), "--num-threads", "1", "--seed", "1")
+    killed = run_killed(tmp_path, "step", 250, *f"{PENDULUM} --eval-frequency 100 --num-threads 1 --seed 1".split())
     assert killed.returncode == -9, killed.stderr
     options = recipes.Options(seeds=(1, 2), engine="local")
     assert recipes.run_all(options) == 0
@@ -53,6 +80,8 @@ def test_recipes_run_what_has_no_result_and_go_on_with_the_rest(tmp_path, monkey
         all(len(row["returns"].split()) == 20 for row in rows) and (tmp_path / "CURVES" / "pendulum-2" / "args.json").exists()
     )
     assert len(list((tmp_path / "runs").glob("Pendulum*"))) == 2
+    means = np.genfromtxt(tmp_path / "CURVES" / "pendulum-2" / "evaluations.csv", delimiter=",", names=True)["mean"]
+    assert float(rows[1]["last_five"]) == pytest.approx(means[-5:].mean(), abs=0.006)
     capsys.readouterr()
     assert recipes.run_all(options) == 0 and recipes.read_results() == rows and capsys.readouterr().out == ""
     changed = recipes.Recipe("Pendulum-v1", f"{flags} --num-threads 1 --tau 0.01", None)

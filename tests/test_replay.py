@@ -7,6 +7,7 @@ import stable_baselines3
 import torch
 import toys
 from conftest import quick_args
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import ddpg_continuous_action as ddpg
 
@@ -138,3 +139,67 @@ def test_the_replay_buffer_samples_as_stable_baselines3s(num_envs):
         for a, b in zip(*samples, strict=True):
             assert torch.equal(a, b) and a.dtype == b.dtype
     assert ours.transitions.nbytes == 60 // num_envs * num_envs * (4 * (2 * 5 + 2) + 8)
+
+
+@pytest.mark.parametrize("transitions", [40, 70])
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("n_steps", [2, 3, 5])
+def test_n_step_samples_are_stable_baselines3s(n_steps, num_envs, transitions):
+    """From the same random stream, with episodes that end in either way, before and after the buffer wrapped."""
+    spaces = gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32)
+    rng = np.random.default_rng(0)
+    steps = {"n_envs": num_envs, "n_steps": n_steps, "gamma": 0.9}
+    ours = ddpg.ReplayBuffer(60 * num_envs, *spaces, "cpu", handle_timeout_termination=False, **steps)
+    theirs = stable_baselines3.common.buffers.NStepReplayBuffer(60 * num_envs, *spaces, "cpu", **steps)
+    obs = rng.random((num_envs, 4), np.float32)
+    for _ in range(transitions):
+        successors, actions, rewards = (rng.random((num_envs, size), np.float32) for size in (4, 2, 1))
+        terminations, truncations = rng.random((2, num_envs)) < 0.15
+        ours.add(obs, successors, actions, rewards[:, 0], terminations, [])
+        infos = [{"TimeLimit.truncated": bool(cut and not end)} for cut, end in zip(truncations, terminations, strict=True)]
+        theirs.add(obs, successors, actions, rewards[:, 0], terminations | truncations, infos)
+        obs = np.where((terminations | truncations)[:, None], rng.random((num_envs, 4), np.float32), successors)
+    before = ours.transitions.copy()
+    samples = []
+    for rb in (ours, theirs):
+        np.random.seed(1)
+        samples.append(rb.sample(500))
+    for a, b in zip(*samples, strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(samples[0].discounts.unique()) == n_steps  # so episodes did end inside the sums
+    np.testing.assert_array_equal(ours.transitions, before)  # the sums are made in the sample
+
+
+def test_n_steps_reach_the_loss(run):
+    """In Counter each reward is 1 and an episode is cut off after 5 steps: sums of 3, 2 at an episode's last step but one."""
+    seen = []
+
+    class Looking(Idle):
+        def update(self, batch, update_policy, noise=None):
+            seen.append(batch)
+            return {}
+
+    run(quick_args(env_id="Counter-v0", n_steps=3, gamma=0.5, reward_scale=2.0), Looking)
+    for batch in seen:
+        left = 5 - batch.observations[:, 0] % 100  # steps to the end of the episode
+        steps = left.clamp(max=3)
+        newest = batch.next_observations[:, 0] - batch.observations[:, 0] < steps  # nothing is known after the newest step
+        steps = torch.where(newest, batch.next_observations[:, 0] - batch.observations[:, 0], steps)
+        torch.testing.assert_close(batch.discounts[:, 0], 0.5**steps)
+        torch.testing.assert_close(batch.rewards[:, 0], 2.0 * (2 - 2 * 0.5**steps))
+        torch.testing.assert_close(batch.next_observations[:, 0], batch.observations[:, 0] + steps)
+    assert newest.sum() < 4 and len(seen) == 200
+
+
+def test_the_discounts_of_a_batch_replace_gamma():
+    agent, batch = agent_and_batch()
+    n_step, _ = agent.critic_loss(batch._replace(discounts=torch.full((4, 1), agent.args.gamma**3)))
+    agent.args.gamma **= 3
+    torch.testing.assert_close(n_step, agent.critic_loss(batch)[0])
+
+
+def agent_and_batch():
+    torch.manual_seed(0)
+    spaces = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32)
+    batch = ReplayBufferSamples(*(torch.randn(4, size) for size in (3, 2, 3)), torch.zeros(4, 1), torch.randn(4, 1))
+    return ddpg.DDPG(*spaces, quick_args(), torch.device("cpu")), batch

@@ -58,8 +58,22 @@ def test_the_work_of_an_update_in_products():
     assert speed.steps_a_product(8, speed.Options(env_id="Pendulum-v1")) == pytest.approx(8 / 7.5, rel=0.1)
 
 
+def test_the_work_of_sac_and_dqn_in_products():
+    """SAC's critics: a pass of the actor, 2 of the targets, 2 forwards, 4 backwards; its actor: 1 + 2 forwards, 2 back through
+    the critics, 2 backwards. DQN: 128 rows of 120 x 84 through two networks forwards and one backwards, twice, in ten steps."""
+    sac = speed.Options(script="sac_continuous_action", env_id="Pendulum-v1")
+    assert speed.steps_a_product(1, sac) == pytest.approx(1 / 16, rel=0.1)
+    dqn = speed.Options(script="dqn", env_id="CartPole-v1")
+    assert speed.steps_a_product(1, dqn) == pytest.approx(10 * 256**3 / (128 * 4 * 120 * 84), rel=0.1)
+    assert speed.steps_a_product(32, dqn) == pytest.approx(32 * 256**3 / (128 * 4 * 120 * 84), rel=0.1)
+
+
 @pytest.mark.slow
-def test_it_measures_side_by_side(results, monkeypatch):
+@pytest.mark.parametrize(
+    ("script", "env_id"),
+    [("ddpg_continuous_action", "Pendulum-v1"), ("sac_continuous_action", "Pendulum-v1"), ("dqn", "CartPole-v1")],
+)
+def test_it_measures_side_by_side(results, monkeypatch, script, env_id):
     """Real processes, in short slices; without its buffer of 1,000,000 transitions the script stays below 700 MB."""
     run = speed.Side.run
 
@@ -70,10 +84,11 @@ def test_it_measures_side_by_side(results, monkeypatch):
         return rate
 
     monkeypatch.setattr(speed.Side, "run", run_until_it_moved)
-    options = speed.Options(env_id="Pendulum-v1", sides=("eager", "stable-baselines3"), rounds=2, seconds=0.5, threads=1)
-    speed.compare(1, 50_000, options)
+    sides = {"sides": ("eager", "stable-baselines3"), "rounds": 2, "seconds": 0.5, "threads": 1}
+    speed.compare(1, 50_000, speed.Options(script=script, env_id=env_id, **sides))
     ours, theirs = results()
-    assert ours["side"] == "eager" and theirs["side"] == ours["compared_with"] == "stable-baselines3"
+    assert (ours["script"], ours["side"]) == (script, "eager")
+    assert theirs["side"] == ours["compared_with"] == "stable-baselines3"
     assert float(ours["rate_max"]) > 0 < float(theirs["rate_max"]) and float(theirs["ratio"]) == 1
     assert ours["matrix_limit_share"] != ""
     assert 100 < float(ours["megabytes"]) < 700

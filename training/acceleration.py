@@ -88,7 +88,8 @@ def split_arguments(arguments: dict[str, Any]) -> tuple[tuple[bool, ...], list[t
     """The flags and the tensors, the batch's first, among the arguments of an update, in the order of their names."""
     others = [arguments[name] for name in sorted(arguments) if name != "batch"]
     tensors = [value for value in others if isinstance(value, torch.Tensor)]
-    return tuple(value for value in others if isinstance(value, bool)), [*arguments["batch"][:5], *tensors]
+    batch = [part for part in arguments["batch"] if part is not None]
+    return tuple(value for value in others if isinstance(value, bool)), [*batch, *tensors]
 
 
 def restore(agent, state: dict[str, Any]) -> None:
@@ -119,8 +120,9 @@ def compile_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
         names = sorted(name for name, value in arguments.items() if isinstance(value, torch.Tensor))
 
         def update(*tensors: torch.Tensor, arguments: dict = arguments, names: list = names) -> dict[str, torch.Tensor]:
-            named = dict(zip(names, tensors[5:], strict=True))
-            return traced.update(**arguments | named | {"batch": ReplayBufferSamples(*tensors[:5])})
+            parts = len(tensors) - len(names)
+            named = dict(zip(names, tensors[parts:], strict=True))
+            return traced.update(**arguments | named | {"batch": ReplayBufferSamples(*tensors[:parts])})
 
         flags, tensors = split_arguments(arguments)
         updates[flags] = compile_function(update, tensors)

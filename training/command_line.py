@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import json
 import os
 import signal
 import sys
@@ -18,7 +17,8 @@ from tqdm import tqdm
 from training.arguments import Args
 from training.environments import check, make_env
 from training.errors import Stopped, TrainingError, UsageError
-from training.evaluation import Evaluation, final_evaluation
+from training.evaluation import Evaluation, final_evaluation, saved_models
+from training.policies import load_args
 from training.setup import set_up_torch
 
 # What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
@@ -58,21 +58,6 @@ def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
     return args_class(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
 
 
-def load_args(run_dir: Path, args_class: type) -> Args:
-    """The arguments a run was started with.
-
-    Raises:
-        UsageError: if the folder is not a run's.
-    """
-    try:
-        saved = json.loads((run_dir / "args.json").read_text())["args"]
-        names = {field.name for field in dataclasses.fields(args_class)}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        return args_class(**{name: value for name, value in values.items() if name in names})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
-
-
 def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> Args:
     """The arguments of the saved run that `flag` names, with the changes that the command line makes to them.
 
@@ -96,7 +81,7 @@ def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path
 def evaluate_run(args: Args, agent_class: type) -> Evaluation:
     """Evaluate the saved model of the run `args.evaluate`, as at the end of training."""
     check(args)
-    if not any((args.evaluate / name).exists() for name in ("best_model.pt", "model.pt")):
+    if not saved_models(args.evaluate):
         raise UsageError(f"--evaluate {args.evaluate}: must hold a best_model.pt or a model.pt")
     with contextlib.closing(make_env(args)) as env:
         agent = agent_class(env.observation_space, env.action_space, args, set_up_torch(args))
@@ -119,18 +104,29 @@ def show_once(showwarning: Callable) -> Callable:
     return show
 
 
-def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> None:
-    """The command line of a script: train, resume, or evaluate a saved run; expected failures become one line on stderr.
+@dataclasses.dataclass
+class Script:
+    """What a script is made of. To call it is its command line; `load_agent` makes the agent of a saved run with it.
 
     Args:
-        args_class: its flags, a subclass of Args.
+        args_class: its flags, a dataclass that joins groups of them.
         agent_class: called as `agent_class(observation_space, action_space, args, device)`.
-        train: called with the arguments.
+        train: called with the arguments; returns the run's folder.
     """
+
+    args_class: type
+    agent_class: type
+    train: Callable[[Any], Path]
+
+    def __call__(self) -> None:
+        main(self.args_class, self.agent_class, self.train)
+
+
+def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> None:
+    """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
     sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
     sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
     warnings.showwarning = show_once(warnings.showwarning)
-    warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # that is what make_env wants
     warnings.filterwarnings("ignore", ".*is out of date")  # Hopper-v4, the default, is the one that CleanRL's results are of
     warnings.filterwarnings("ignore", ".*ERROR: ")  # of a worker: a line of ours says it
     warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name

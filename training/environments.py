@@ -39,7 +39,7 @@ REPLAYS = {
 def make_env(
     args: Args,
     index: int = 0,
-    render: bool = False,
+    render_mode: str | None = None,
     video_folder: Path | None = None,
     video_name: str = "",
     rebuild: bool = False,
@@ -48,10 +48,11 @@ def make_env(
 
     Args:
         index: its place among the training environments.
+        render_mode: as for gymnasium.make; a video folder needs none.
         rebuild: build it anew for each episode.
     """
-    render = render or video_folder is not None
-    if render and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    render_mode = render_mode or ("rgb_array" if video_folder else None)
+    if render_mode and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # and SDL prints an "error:"
     with contextlib.suppress(ImportError):
@@ -59,7 +60,7 @@ def make_env(
 
         # By default MuJoCo also appends its warnings to a MUJOCO_LOG.TXT in the working directory.
         mujoco.set_mju_user_warning(lambda message: warnings.warn(f"MuJoCo: {message}", stacklevel=2))
-    rendering = {"render_mode": "rgb_array"} if render else {}  # not None: some constructors do not know the argument
+    rendering = {"render_mode": render_mode} if render_mode else {}  # not None: some constructors do not know the argument
 
     def build() -> gym.Env:
         env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
@@ -159,7 +160,7 @@ def make_envs(args: Args, run_name: str) -> TrainingEnvs:
     rebuild = replay == "rebuild"
     video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     env_fns = [
-        partial(make_env, args, index, False, video_folder if index == 0 else None, video_name, rebuild)
+        partial(make_env, args, index, None, video_folder if index == 0 else None, video_name, rebuild)
         for index in range(args.num_envs)
     ]
     if args.vectorization == "async":
@@ -181,7 +182,7 @@ def check(args: Args) -> None:
     check_args(args)
     what = f"--env-id {args.env_id}" + (f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else "")
     try:
-        env = make_env(args, render=args.capture_video)
+        env = make_env(args, render_mode="rgb_array" if args.capture_video else None)
     except UsageError:  # of the algorithm's wrapper
         raise
     except gym.error.Error as error:

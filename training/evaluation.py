@@ -104,7 +104,7 @@ def final_evaluation(
     Raises:
         Stopped: if a signal asked for a stop; nothing is written then.
     """
-    models = [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
+    models = saved_models(folder)
     if models:
         load_model(agent, models[0])
     number = next(n for n in range(1, 1_000_000) if not (folder / f"evaluation{f'-{n}' if n > 1 else ''}.json").exists())
@@ -133,6 +133,11 @@ def final_evaluation(
         + (f", filmed in {video_folder}" if video_folder else "")
     )
     return evaluation
+
+
+def saved_models(folder: Path) -> list[Path]:
+    """The models in a run folder, the best before the latest."""
+    return [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
 
 
 def check_weights(agent) -> None:

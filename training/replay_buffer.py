@@ -18,10 +18,16 @@ class ReplayBuffer(buffers.ReplayBuffer):
     `dones` and `rewards` are views of it. Samples hold `dones` as they were stored: the caller stores terminations alone.
     On a CUDA device each sample overwrites the one before if it has the same size: captured graphs always read their input
     from the same memory.
+
+    Args:
+        n_steps: rewards that a sample sums up. Above 1, samples also hold `discounts`, the factor of the value that follows.
+        gamma: the discount factor of these sums.
+        args, kwargs: stable-baselines3's.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, n_steps: int = 1, gamma: float = 1.0, **kwargs):
         super().__init__(*args, **kwargs)
+        self.n_steps, self.gamma = n_steps, gamma
         self.widths = [*self.obs_shape, self.action_dim, *self.obs_shape, 1, 1]
         self.transitions = np.zeros((self.buffer_size, self.n_envs, sum(self.widths)), np.float32)
         parts = np.split(self.transitions, np.cumsum(self.widths)[:-1], axis=2)
@@ -31,18 +37,45 @@ class ReplayBuffer(buffers.ReplayBuffer):
 
     def example_batch(self, batch_size: int) -> ReplayBufferSamples:
         """A sample of zeros; on a CUDA device, in the memory that all samples of this size will use."""
-        self.batch = torch.zeros(batch_size, sum(self.widths), device=self.device)
-        return ReplayBufferSamples(*self.batch.split(self.widths, dim=1))
+        widths = [*self.widths, 1] if self.n_steps > 1 else self.widths
+        self.batch = torch.zeros(batch_size, sum(widths), device=self.device)
+        return ReplayBufferSamples(*self.batch.split(widths, dim=1))
 
     def _get_samples(self, batch_inds: np.ndarray, env: None = None) -> ReplayBufferSamples:
         env_inds = np.random.randint(0, high=self.n_envs, size=len(batch_inds))
-        rows = self.transitions.reshape(-1, sum(self.widths))
-        batch = torch.from_numpy(np.take(rows, batch_inds * self.n_envs + env_inds, axis=0))
+        rows, widths = self.transitions.reshape(-1, sum(self.widths)), self.widths
+        batch = np.take(rows, batch_inds * self.n_envs + env_inds, axis=0)
+        if self.n_steps > 1:
+            batch, widths = np.hstack([batch, self.add_steps(batch, batch_inds, env_inds)]), [*widths, 1]
+        batch = torch.from_numpy(batch)
         if self.device.type == "cuda":
             if len(self.batch) != len(batch):
                 self.example_batch(len(batch))
             batch = self.batch.copy_(batch.pin_memory(), non_blocking=True)  # asynchronous from pinned memory only
-        return ReplayBufferSamples(*batch.split(self.widths, dim=1))
+        return ReplayBufferSamples(*batch.split(widths, dim=1))
+
+    def add_steps(self, batch: np.ndarray, batch_inds: np.ndarray, env_inds: np.ndarray) -> np.ndarray:
+        """Lengthen each transition of a batch, in place, by the n - 1 that followed it (Sutton and Barto, 2018, equation 7.1).
+
+        Rewards become r_t + gamma r_t+1 + ...; next observations and dones become those of the last of these steps. The next
+        row follows if it starts where this one ended, bit for bit. So a sum ends at a termination, at the end of an episode
+        that was cut off, and at the newest row. (In a task whose observations repeat it can go on into another episode, from
+        what is to the agent the same state.)
+
+        Returns:
+            (B, 1) discounts: gamma to the power of the number of steps that each sum has.
+        """
+        rows, edges = self.transitions.reshape(-1, sum(self.widths)), np.cumsum(self.widths)[:-1]
+        _, _, next_obs, dones, rewards = np.split(batch, edges, axis=1)
+        discounts, follows = np.full_like(rewards, self.gamma), np.ones(len(batch), bool)
+        for _ in range(self.n_steps - 1):
+            batch_inds = (batch_inds + 1) % self.buffer_size
+            following = np.split(np.take(rows, batch_inds * self.n_envs + env_inds, axis=0), edges, axis=1)
+            follows &= (dones[:, 0] == 0) & (batch_inds < self.size()) & (following[0] == next_obs).all(axis=1)
+            rewards[follows] += (discounts * following[4])[follows]
+            next_obs[follows], dones[follows] = following[2][follows], following[3][follows]
+            discounts[follows] *= self.gamma
+        return discounts
 
     def state_dict(self) -> dict[str, Any]:
         """The transitions filled so far (not copied), and where the next one goes."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import os
 import platform
 import random
@@ -59,10 +60,21 @@ def set_up_torch(args: Args) -> torch.device:
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 
+def script_name(args_class: type) -> str:
+    """The name of the script that these arguments are of, without its ".py"."""
+    return Path(inspect.getfile(args_class)).stem
+
+
 def settings_of(args: Args, device: torch.device) -> dict[str, Any]:
-    """What a run depends on, in plain values: its arguments, the versions, the device and the threads."""
+    """What a run depends on, in plain values: its script, its arguments, the versions, the device and the threads."""
     values = dataclasses.asdict(dataclasses.replace(args, resume=None, evaluate=None))
-    return {"args": values, "versions": versions(), "device": str(device), "num_threads": torch.get_num_threads()}
+    return {
+        "script": script_name(type(args)),
+        "args": values,
+        "versions": versions(),
+        "device": str(device),
+        "num_threads": torch.get_num_threads(),
+    }
 
 
 def make_run_folder(args: Args) -> Path:

@@ -1,6 +1,7 @@
 """Any spaces become those that agents and the replay buffer take: observations and actions that are vectors."""
 
 import textwrap
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -43,7 +44,9 @@ def flatten_observations(env: gym.Env) -> gym.Env:
         raise gym.error.Error(f"its observations, {brief(space)}, cannot be flattened to a vector")
     if not (isinstance(space, Box) and len(space.shape) == 1):
         env = gym.wrappers.FlattenObservation(env)
-    return gym.wrappers.DtypeObservation(env, np.float32)  # float64 would double the replay buffer
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # that is what is wanted
+        return gym.wrappers.DtypeObservation(env, np.float32)  # float64 would double the replay buffer
 
 
 def has_image(space: gym.Space) -> bool:

@@ -1,0 +1,75 @@
+"""A trained policy outside its run: in your own code, or as an ONNX file."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from training.arguments import Args
+from training.environments import make_env
+from training.errors import UsageError
+from training.evaluation import load_model, saved_models
+from training.setup import script_name
+
+SCRIPTS = Path(__file__).parent.parent  # the folder that training/ and the scripts are in
+
+
+def load_settings(run_dir: Path) -> dict[str, Any]:
+    """What args.json of a run holds.
+
+    Raises:
+        UsageError: if the folder is not a run's.
+    """
+    try:
+        settings = json.loads((run_dir / "args.json").read_text())
+        return settings | {"args": dict(settings["args"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
+
+
+def load_args(run_dir: Path, args_class: type) -> Args:
+    """The arguments a run was started with.
+
+    Raises:
+        UsageError: if the folder is not a run's, or is one of another script.
+    """
+    settings, script = load_settings(run_dir), script_name(args_class)
+    if settings.get("script", script) != script:
+        raise UsageError(f"{run_dir}: is a run of {settings['script']}.py, must be one of {script}.py")
+    names = {field.name for field in dataclasses.fields(args_class)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["args"].items()}
+    return args_class(**{name: value for name, value in values.items() if name in names})
+
+
+def load_agent(run_dir: str | Path, device: str | torch.device = "cpu", render_mode: str | None = None) -> tuple[Any, gym.Env]:
+    """The agent of a run, and a new environment of the kind that it was trained on.
+
+    `agent.act(obs)` takes (N, O) float32 observations and gives N greedy actions. It has the networks of the best
+    evaluation, or the latest where there was none. The environment has the wrappers of training: its observations and
+    actions are vectors, as the agent's are.
+
+    Args:
+        run_dir: the run's folder.
+        device: where the networks shall live.
+        render_mode: of the environment, as for gymnasium.make.
+
+    Raises:
+        UsageError: if the folder is not a run's, or holds no whole model.
+    """
+    run_dir = Path(run_dir)
+    name = load_settings(run_dir).get("script")
+    if name not in [path.stem for path in SCRIPTS.glob("*.py")]:  # a forged args.json shall not run other code
+        raise UsageError(f'{run_dir}: its args.json must name a script of {SCRIPTS} as "script", and it says {name!r}')
+    script = importlib.import_module(name).main
+    args = load_args(run_dir, script.args_class)
+    env = make_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos
+    agent = script.agent_class(env.observation_space, env.action_space, args, torch.device(device))
+    models = saved_models(run_dir)
+    if not models:
+        raise UsageError(f"{run_dir}: must hold a best_model.pt or a model.pt")
+    load_model(agent, models[0])
+    return agent, env
