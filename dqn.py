@@ -69,7 +69,7 @@ class Learning:
     gamma: Discount = 0.99
     """discount factor"""
     tau: Fraction = 1.0
-    """step of the target network towards the online one at each target update (1 copies it)"""
+    """how far each target update moves the target network towards the online one (1: it copies it)"""
     learning_rate: Positive = 2.5e-4
     """learning rate of the optimiser"""
     double_q: bool = False
@@ -158,7 +158,7 @@ class DQN:
         self.args, self.device = args, device
         self.q_network = QNetwork(observation_space, action_space, args).to(device)
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
-        capturable = device.type == "cuda"  # the optimiser counts its steps where a graph can count them
+        capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
         parameters = self.q_network.parameters()
         self.optimizer = torch.optim.AdamW(
             parameters, lr=args.learning_rate, weight_decay=0.0, fused=True, capturable=capturable
@@ -214,16 +214,16 @@ class DQN:
 
     @torch.no_grad()
     def update_target(self) -> None:
-        """target <- (1 - tau) target + tau online."""
+        """Polyak averaging, target <- (1 - tau) target + tau online."""
         torch._foreach_lerp_(list(self.target_network.parameters()), list(self.q_network.parameters()), self.args.tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the agent is: its networks and its optimiser."""
+        """The states of the networks and of the optimiser."""
         networks = {name: network.state_dict() for name, network in self.networks.items()}
         return {"networks": networks, "optimizers": {"q_network": self.optimizer.state_dict()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become what `state_dict` described, with this agent's own learning rate."""
+        """Restore a state from `state_dict`, but keep this agent's own learning rate."""
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
         own = self.optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
@@ -237,7 +237,7 @@ def epsilon(args: Args, global_step: int) -> float:
 
 
 def train(args: Args) -> Path:
-    """Algorithm 1 of Mnih et al. (2015); then the best of the agent is evaluated.
+    """Algorithm 1 of Mnih et al. (2015), then an evaluation of the best model.
 
     Returns:
         the run folder.

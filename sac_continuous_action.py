@@ -309,7 +309,7 @@ def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def train(args: Args) -> Path:
-    """Algorithm 1 of Haarnoja et al. (1812.05905); then the best of the agent is evaluated.
+    """Algorithm 1 of Haarnoja et al. (1812.05905), then an evaluation of the best model.
 
     Returns:
         the run folder.
@@ -329,11 +329,8 @@ def train(args: Args) -> Path:
         run.resume(environments=envs, agent=agent, replay_buffer=rb)
         obs = envs.observations
         batch, noise_shape = rb.example_batch(args.batch_size), (1 + args.policy_frequency, args.batch_size, *spaces[1].shape)
-        noise, numbers = (
-            torch.zeros(noise_shape, device=run.device),
-            range(args.policy_frequency * args.target_network_frequency),
-        )
-        flags = {(n % args.policy_frequency == 0, n % args.target_network_frequency == 0) for n in numbers}
+        noise, cycle = torch.zeros(noise_shape, device=run.device), range(args.policy_frequency * args.target_network_frequency)
+        flags = {(n % args.policy_frequency == 0, n % args.target_network_frequency == 0) for n in cycle}
         examples = [{"batch": batch, "noise": noise, "update_policy": p, "update_targets": t} for p, t in sorted(flags)]
         agent = run.begin(agent, acting=(obs, np.zeros(envs.action_space.shape, np.float32)), learning=examples)
 

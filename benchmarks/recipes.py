@@ -229,8 +229,9 @@ def table() -> str:
             )
         install = f"{recipe.install}\n" if recipe.install else ""
         commands.append(f"### {recipe.env_id}, {recipe.algorithm}\n\n```bash\n{install}{command(recipe)}\n```\n")
-        if (ROOT / "benchmarks" / "results" / f"{task}.png").exists():
-            commands.append(f"![learning curves](benchmarks/results/{task}.png)\n")
+        for picture, what in ((f"{task}.png", "learning curves"), (f"{task}.gif", "an episode of the final evaluation")):
+            if (RESULTS.parent / picture).exists():
+                commands.append(f"![{what}](benchmarks/results/{picture})\n")
     return "\n".join(rows) + "\n\n" + "\n".join(commands)
 
 
