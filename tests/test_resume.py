@@ -90,6 +90,7 @@ def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, task, mo
     run_dir = only_run(tmp_path)
     finish(tmp_path, run_dir)
     assert fingerprint(run_dir) == uninterrupted(arguments)
+    assert not list(run_dir.rglob("*.tmp"))
     for tag, events in scalars(run_dir).items():  # each step once and in order
         steps = [step for step, _ in events]
         assert steps == sorted(steps), tag

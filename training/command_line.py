@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -149,6 +150,8 @@ def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> N
         sys.exit(1)
     except Stopped as stop:
         sys.exit(128 + stop.args[0])
+    except KeyboardInterrupt:  # before a training begins, or in an evaluation of a saved run
+        sys.exit(128 + signal.SIGINT)
     except (UsageError, TrainingError) as error:
         sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
         print("error:", " ".join(str(error).split()), file=sys.stderr)

@@ -72,10 +72,9 @@ def evaluate(
             rewards.append(float(reward))
         observations = np.stack(observations)
         values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
-        surplus = np.zeros(len(values))
-        if hasattr(agent, "state_value"):
-            surplus = agent.state_value(observations) / args.reward_scale - values
-        discounted_return = 0.0 if terminated else float(values[-1] + surplus[-1])
+        expected = agent.state_value(observations) / args.reward_scale if hasattr(agent, "state_value") else values
+        surplus = (expected - values).tolist()
+        discounted_return = 0.0 if terminated else float(expected[-1])
         for step in reversed(range(len(rewards))):
             discounted_return = rewards[step] + args.gamma * discounted_return
             q_errors.append(values[step] - discounted_return)

@@ -4,11 +4,15 @@ import contextlib
 import itertools
 import os
 import threading
+import time
+import unittest.mock
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -40,6 +44,12 @@ def unused(path: Path) -> Path:
     """A path that does not exist: this one or, with a number before its suffix, <stem>-2, <stem>-3 and so on."""
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
     return next(path for path in itertools.chain([path], numbered) if not path.exists())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process left in a run's folder that was killed while it wrote a file."""
+    for path in (*folder.glob("*.*.tmp"), *folder.glob("checkpoints/*.*.tmp")):
+        path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
@@ -85,10 +95,21 @@ class EventWriter(SummaryWriter):
         self.write_or_warn = write_or_warn
         # When TensorBoard's thread cannot write, it raises the error twice: as an exception of the thread, which would
         # print a traceback, and in the main thread, where we handle it.
-        excepthook = threading.excepthook
-        threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or excepthook(failure)
+        self.excepthook = threading.excepthook
+        threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or self.excepthook(failure)
         # TensorBoard respects the purge step of a later file only if the first file of the folder had one too.
         super().__init__(folder, purge_step=global_step + 1)
+
+    def _get_file_writer(self):
+        """Open a file if none is open. TensorBoard reads the files of a folder in the order of their names, which begin with
+        the second of the clock: this one gets a later second than all others, whatever the clock says."""
+        if self.file_writer is None:
+            seconds = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
+            last = max((int(second) for second in seconds if second.isdigit()), default=0)
+            times = itertools.chain([max(time.time(), last + 1)], iter(time.time, None))  # TensorBoard's first call names it
+            with unittest.mock.patch.object(event_file_writer, "time", SimpleNamespace(time=lambda: next(times))):
+                super()._get_file_writer()
+        return self.file_writer
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:
         self.write_or_warn(Path(self.log_dir, "events.out.tfevents"), self._add_scalar, tag, value, global_step)
@@ -103,3 +124,4 @@ class EventWriter(SummaryWriter):
     def close(self) -> None:
         with contextlib.suppress(OSError):
             super().close()
+        threading.excepthook = self.excepthook
