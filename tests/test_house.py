@@ -11,7 +11,7 @@ FLOORS = [
     ["command_line", "run"],
     ["policies"],
     ["evaluation", "acceleration"],
-    ["environments", "setup", "checkpoints"],
+    ["environments", "setup", "checkpoints", "models", "logs"],
     ["episodes", "spaces", "arguments", "files", "replay_buffer", "signals"],
     ["errors"],
 ]

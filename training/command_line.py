@@ -17,7 +17,8 @@ from tqdm import tqdm
 from training.arguments import Args
 from training.environments import check, make_env
 from training.errors import Stopped, TrainingError, UsageError
-from training.evaluation import Evaluation, final_evaluation, saved_models
+from training.evaluation import Evaluation, final_evaluation
+from training.models import saved_models
 from training.policies import load_args
 from training.setup import set_up_torch
 
