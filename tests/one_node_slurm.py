@@ -131,6 +131,12 @@ def stop_daemon(pid_file: Path, number: int = signal.SIGTERM) -> None:
             process.kill()
 
 
+def jobs_of_slurm(state: str = "all") -> list[str]:
+    """The numbers of the jobs that SLURM has in a state."""
+    words = ["squeue", "--noheader", "--array", f"--states={state}" if state != "all" else "--me", "--format=%i"]
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+
+
 def kill_the_rest(configuration: Path) -> None:
     """Kill the processes of jobs that SLURM no longer knows: those that have its configuration in their environment."""
     for process in psutil.process_iter():

@@ -120,6 +120,8 @@ def test_a_tie_goes_to_the_first_action():
 
 def test_a_hard_target_copy_is_one_of_values():
     agent = agent_with(tau=1.0)
+    for a, b in zip(agent.q_network.parameters(), agent.target_network.parameters(), strict=True):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
     agent.update(batch_of(16))
     assert not torch.equal(agent.q_network.network[0].weight, agent.target_network.network[0].weight)
     agent.update_target()

@@ -19,11 +19,11 @@ from training.environments import check, make_env
 from training.errors import Stopped, TrainingError, UsageError
 from training.evaluation import Evaluation, final_evaluation
 from training.models import saved_models
-from training.policies import load_args
+from training.policies import export_onnx, load_args
 from training.setup import set_up_torch
 
 # What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output"}
+EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output", "export"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
 RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output"}
 
@@ -80,13 +80,17 @@ def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path
 
 
 def evaluate_run(args: Args, agent_class: type) -> Evaluation:
-    """Evaluate the saved model of the run `args.evaluate`, as at the end of training."""
+    """Evaluate the saved model of the run `args.evaluate`, as at the end of training, and export it if asked."""
     check(args)
-    if not saved_models(args.evaluate):
+    models = saved_models(args.evaluate)
+    if not models:
         raise UsageError(f"--evaluate {args.evaluate}: must hold a best_model.pt or a model.pt")
     with contextlib.closing(make_env(args)) as env:
         agent = agent_class(env.observation_space, env.action_space, args, set_up_torch(args))
-    return final_evaluation(agent, args, args.evaluate)
+    evaluation = final_evaluation(agent, args, args.evaluate)
+    if args.export:
+        export_onnx(agent, env, models[0])
+    return evaluation
 
 
 def show_once(showwarning: Callable) -> Callable:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from training.arguments import Args
 from training.environments import make_env
 from training.errors import Stopped, TrainingError
-from training.files import write_json
+from training.files import unused, write_json
 from training.models import load_model, saved_models
 from training.setup import versions
 from training.signals import Signals
@@ -111,10 +111,9 @@ def final_evaluation(
     models = saved_models(folder)
     if models:
         load_model(agent, models[0])
-    number = next(n for n in range(1, 1_000_000) if not (folder / f"evaluation{f'-{n}' if n > 1 else ''}.json").exists())
-    name = f"evaluation-{number}" if number > 1 else "evaluation"  # a result is never overwritten
+    place = unused(folder / "evaluation.json")  # a result is never overwritten
     video_folder = Path(args.output, "videos", folder.name) if args.capture_video else None
-    evaluation = evaluate(agent, args, FINAL_EVALUATION_EPISODES, FINAL_EVALUATION_SEED, video_folder, name, signals)
+    evaluation = evaluate(agent, args, FINAL_EVALUATION_EPISODES, FINAL_EVALUATION_SEED, video_folder, place.stem, signals)
     mean, std = evaluation.returns.mean(), evaluation.returns.std()
     result = {
         "env_id": args.env_id,
@@ -130,10 +129,10 @@ def final_evaluation(
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    write_json(folder / f"{name}.json", result)
+    write_json(place, result)
     tqdm.write(
         f"final evaluation: {mean:.1f} +- {std:.1f} over {FINAL_EVALUATION_EPISODES} episodes of {args.env_id} "
-        f"({models[0].name if models else 'latest networks'}), written to {folder / name}.json"
+        f"({models[0].name if models else 'latest networks'}), written to {place}"
         + (f", filmed in {video_folder}" if video_folder else "")
     )
     return evaluation

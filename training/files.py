@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections import defaultdict
@@ -53,6 +54,12 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what a process left in a run's folder that was killed while it wrote a file."""
     for path in (*folder.glob("*.*.tmp"), *folder.glob("checkpoints/*.*.tmp")):
         path.unlink()
+
+
+def unused(path: Path) -> Path:
+    """A path that does not exist: this one or, with a number before its suffix, <stem>-2, <stem>-3 and so on."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([path], numbered) if not path.exists())
 
 
 def sync_folder(folder: Path) -> None:
