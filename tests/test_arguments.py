@@ -29,7 +29,7 @@ def script(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3000,  # it ends a test that hangs, and not one on a slow machine
     )
 
 

@@ -149,7 +149,7 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
             except psutil.Error:
                 pass
 
-    assert psutil.wait_procs(list(marked()), timeout=60)[1] == []
+    assert psutil.wait_procs(list(marked()), timeout=600)[1] == []
 
 
 @pytest.mark.slow

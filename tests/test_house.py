@@ -12,7 +12,7 @@ FLOORS = [
     ["hub"],
     ["policies"],
     ["evaluation", "acceleration"],
-    ["environments", "setup", "checkpoints"],
+    ["environments", "setup", "checkpoints", "models", "logs"],
     ["episodes", "spaces", "arguments", "files", "replay_buffer", "signals"],
     ["errors"],
 ]

@@ -29,7 +29,7 @@ def run_killed(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3000,  # it ends a test that hangs, and not one on a slow machine
         start_new_session=True,  # signals to its group shall not reach the tests
     )
 

@@ -13,7 +13,8 @@ import torch
 
 from training.arguments import Args, check_args
 from training.errors import UploadError, UsageError, in_one_line
-from training.evaluation import results_of, saved_models
+from training.evaluation import results_of
+from training.models import saved_models
 from training.policies import SCRIPTS, load_settings
 from training.setup import script_name
 

@@ -16,8 +16,8 @@ import torch
 from training.arguments import Args
 from training.environments import make_env
 from training.errors import UsageError
-from training.evaluation import load_model, saved_models
 from training.files import replace_file, unused
+from training.models import load_model, saved_models
 from training.setup import script_name
 
 SCRIPTS = Path(__file__).parent.parent  # the folder that training/ and the scripts are in
