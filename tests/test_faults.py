@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
+from test_accelerate import COMPILED_ONCE
 from test_arguments import Malicious, main_in_this_process, refused, script
 from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # noqa: F401
 
@@ -560,7 +561,7 @@ def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_another_machine_may_take_other_threads_and_another_mode(run, capsys):
     """A line then says that results may differ in rounding; without a change there is no such line."""
-    args = quick_args(num_threads=1, accelerate="eager")
+    args = quick_args(num_threads=1, accelerate="eager", **COMPILED_ONCE)
     run_dir = run(args).run_dir
     for changes, lines in (
         ({}, []),
