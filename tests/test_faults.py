@@ -320,6 +320,13 @@ def test_a_run_whose_arguments_cannot_be_written_does_not_begin(monkeypatch, tmp
     assert done.returncode == 0 and "args.json could not be written" in done.stdout, done.stderr
 
 
+def test_a_checkpoint_that_was_not_written_is_not_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints.torch, "save", full_disk)
+    done = main_in_this_process(*f"{TOY} --env-id toys:Raising-step-v0".split(), cwd=tmp_path)
+    assert done.returncode == 1 and "no mass" in done.stderr
+    assert "could not be written" in done.stdout and "is saved" not in done.stdout
+
+
 def test_a_disk_that_stays_full_stops_the_run_in_order(run, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "save", failing(torch.save, {2, 3, 4}))
     with pytest.raises(errors.TrainingError, match="No space left on device"):
