@@ -269,7 +269,13 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
     # The handler raises nothing, so no start is torn apart.
     handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in handled}
     waiting, running, failures, stopping, asked, shown = list(todo), [], 0, False, 0.0, 0.0
-    with tqdm(total=sum(job.args["total_timesteps"] for job in jobs), unit="step", unit_scale=True, disable=None) as bar:
+
+    def steps() -> int:
+        rows = [(job.status({}), job.args["total_timesteps"]) for job in jobs]
+        return sum(most if state == "finished" else step for (state, step, *_), most in rows)
+
+    most = sum(job.args["total_timesteps"] for job in jobs)
+    with tqdm(total=most, initial=steps(), unit="step", unit_scale=True, disable=None) as bar:
         while (running and signals.count(signal.SIGINT) < 2) or (waiting and not (signals or stopping)):
             for job in list(waiting):
                 if signals or stopping or len(running) == workers:
@@ -285,9 +291,9 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
                 if stopping and signals:
                     tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
             if not bar.disable and time.monotonic() > shown + 15:
-                shown, rows = time.monotonic(), [(job.status({}), job.args["total_timesteps"]) for job in jobs]
-                bar.update(sum(most if state == "finished" else step for (state, step, *_), most in rows) - bar.n)
-            time.sleep(0.05 if running else 1)
+                shown = time.monotonic()
+                bar.update(steps() - bar.n)
+            time.sleep(0.02 if running else 1)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 state = job.end()
@@ -301,13 +307,21 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
 
 
 def read_queue(patience: float) -> dict[str, str]:
-    """The runs SLURM has, "queued" or "running" by the names of their logs; waits `patience` seconds for jobs to end."""
+    """The runs SLURM has, "queued" or "running" by the names of their logs; waits `patience` seconds for jobs to end.
+
+    Raises:
+        UsageError: if there is no SLURM that answers.
+    """
     import submitit
 
     queue, deadline = {}, time.monotonic() + patience
     squeue = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
-    while "COMPLETING" in (listed := check_output(squeue, text=True, stderr=PIPE)) and time.monotonic() < deadline:
-        time.sleep(1)
+    try:
+        while "COMPLETING" in (listed := check_output(squeue, text=True, stderr=PIPE)) and time.monotonic() < deadline:
+            time.sleep(1)
+    except (CalledProcessError, FileNotFoundError) as error:
+        reason = getattr(error, "stderr", error)
+        raise UsageError(f"SLURM does not answer; --engine local would use this machine ({reason})") from None
     for number, state in map(str.split, listed.splitlines()):
         with contextlib.suppress(AssertionError, OSError):  # a job of something else, which has no file here
             job = submitit.SlurmJob(SLURM_FOLDER, number).submission().function
@@ -361,7 +375,7 @@ def main(options_class: type = Options, work: Callable[[Any], int] = lambda opti
     """The command line: parse it and work; an expected error is one line and status 2."""
     try:
         return work(parse_args(options_class, sys.argv[1:], options_class()))
-    except (UsageError, CalledProcessError, FileNotFoundError, ModuleNotFoundError) as error:  # the last three: SLURM, packages
+    except (UsageError, CalledProcessError, ModuleNotFoundError) as error:  # the second: scontrol
         missing = f"{error}, install it with: pip install {error.name}" if isinstance(error, ModuleNotFoundError) else error
         print("error:", " ".join(str(getattr(error, "stderr", missing)).split()), file=sys.stderr)
         return 2

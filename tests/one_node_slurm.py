@@ -54,7 +54,7 @@ ReturnToService=2
 SlurmdTimeout=20
 KillWait=10
 MaxArraySize={array_size}
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus}
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=100000
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=off State=UP
 """

@@ -215,26 +215,6 @@ def test_help_is_grouped_and_names_every_flag(tmp_path):
     assert all(f"{group.__name__.lower()} options" in done.stdout for group in ddpg.Args.__bases__)
 
 
-def test_the_defaults_are_cleanrls():
-    defaults = ddpg.Args()
-    expected = {
-        "env_id": "Hopper-v4",
-        "total_timesteps": 1_000_000,
-        "learning_rate": 3e-4,
-        "buffer_size": 1_000_000,
-        "gamma": 0.99,
-        "tau": 0.005,
-        "batch_size": 256,
-        "exploration_noise": 0.1,
-        "learning_starts": 25_000,
-        "policy_frequency": 2,
-        "num_envs": 1,
-        "seed": 1,
-        "exp_name": "ddpg_continuous_action",
-    }
-    assert {name: getattr(defaults, name) for name in expected} == expected
-
-
 def test_underscores_and_negations_work_as_in_cleanrl():
     parsed = command_line.parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
     assert parsed == ddpg.Args(env_id="Ant-v5", cuda=False, learning_rate=1e-3)

@@ -9,6 +9,7 @@ from conftest import ROOT
 # From the roof to the ground. A room imports from rooms below it; the scripts stand on the roof.
 FLOORS = [
     ["command_line", "run"],
+    ["hub"],
     ["policies"],
     ["evaluation", "acceleration"],
     ["environments", "setup", "checkpoints", "models", "logs"],

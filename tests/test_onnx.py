@@ -74,7 +74,7 @@ def test_onnxruntime_acts_like_the_agent_on_1000_observations(tmp_path, name):
         print(f"{name}: largest difference {(abs(actions - expected) / half_range).max():.1e} of half the range")
         np.testing.assert_array_less(abs(actions - expected) / half_range, 1e-5)
         assert expected.std(axis=0).min() > 1e-4  # not the same for all
-    np.testing.assert_array_equal(session.run(["action"], {"observation": obs[:1]})[0].shape[0], 1)
+    assert len(session.run(["action"], {"observation": obs[:1]})[0]) == 1
 
 
 @pytest.mark.slow

@@ -16,16 +16,17 @@ from tqdm import tqdm
 
 from training.arguments import Args
 from training.environments import check, make_env
-from training.errors import Stopped, TrainingError, UsageError
+from training.errors import Stopped, TrainingError, UploadError, UsageError
 from training.evaluation import Evaluation, final_evaluation
+from training.hub import check_upload, upload
 from training.models import saved_models
 from training.policies import export_onnx, load_args
 from training.setup import set_up_torch
 
 # What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output", "export"}
+EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
-RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output"}
+RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output", "upload_model", "hf_entity"}
 
 
 def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
@@ -70,7 +71,7 @@ def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
     if flag == "--evaluate":
-        saved.capture_video = False  # it films only when asked now
+        saved.capture_video = saved.upload_model = False  # only when asked now
     args = parse_args(args_class, argv, saved)
     for name in vars(args):
         if name not in may_change and getattr(args, name) != getattr(saved, name):
@@ -137,11 +138,17 @@ class Script:
                 raise UsageError(f"--evaluate {args.evaluate}: must be left out with --resume {args.resume}")
             if args.evaluate:
                 args = parse_saved_args(self.args_class, sys.argv[1:], "--evaluate", args.evaluate, EVALUATE_MAY_CHANGE)
+            elif args.resume:
+                args = parse_saved_args(self.args_class, sys.argv[1:], "--resume", args.resume, RESUME_MAY_CHANGE)
+            if args.upload_model:
+                check_upload(args)
+            if args.evaluate:
+                run_dir = args.evaluate
                 evaluate_run(args, self.agent_class)
             else:
-                if args.resume:
-                    args = parse_saved_args(self.args_class, sys.argv[1:], "--resume", args.resume, RESUME_MAY_CHANGE)
-                self.train(args)
+                run_dir = self.train(args)
+            if args.upload_model:
+                upload(args, self.agent_class.__name__, run_dir)
         except BrokenPipeError:  # the reader of our output left, as in `--help | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
             sys.exit(1)
@@ -149,7 +156,7 @@ class Script:
             sys.exit(128 + stop.args[0])
         except KeyboardInterrupt:  # before a training begins, or in an evaluation of a saved run
             sys.exit(128 + signal.SIGINT)
-        except (UsageError, TrainingError) as error:
+        except (UsageError, TrainingError, UploadError) as error:
             sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
             print("error:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(2 if isinstance(error, UsageError) else 1)
