@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
+from test_accelerate import COMPILED_ONCE
 from test_arguments import Malicious, main_in_this_process, refused, script
 from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # noqa: F401
 
@@ -319,6 +320,13 @@ def test_a_run_whose_arguments_cannot_be_written_does_not_begin(monkeypatch, tmp
     assert done.returncode == 0 and "args.json could not be written" in done.stdout, done.stderr
 
 
+def test_a_checkpoint_that_was_not_written_is_not_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints.torch, "save", full_disk)
+    done = main_in_this_process(*f"{TOY} --env-id toys:Raising-step-v0".split(), cwd=tmp_path)
+    assert done.returncode == 1 and "no mass" in done.stderr
+    assert "could not be written" in done.stdout and "is saved" not in done.stdout
+
+
 def test_a_disk_that_stays_full_stops_the_run_in_order(run, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "save", failing(torch.save, {2, 3, 4}))
     with pytest.raises(errors.TrainingError, match="No space left on device"):
@@ -560,7 +568,7 @@ def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_another_machine_may_take_other_threads_and_another_mode(run, capsys):
     """A line then says that results may differ in rounding; without a change there is no such line."""
-    args = quick_args(num_threads=1, accelerate="eager")
+    args = quick_args(num_threads=1, accelerate="eager", **COMPILED_ONCE)
     run_dir = run(args).run_dir
     for changes, lines in (
         ({}, []),

@@ -74,6 +74,9 @@ def sync_folder(folder: Path) -> None:
 class WriteOrWarn:
     """Calls functions that write files. If one fails, it prints a warning; the third time in a row for a file, it raises.
 
+    Returns:
+        whether it was written.
+
     Raises:
         TrainingError: at that third time.
     """
@@ -81,12 +84,14 @@ class WriteOrWarn:
     def __init__(self) -> None:
         self.failures: dict[Path, int] = defaultdict(int)
 
-    def __call__(self, path: Path, write: Callable, *values: Any) -> None:
+    def __call__(self, path: Path, write: Callable, *values: Any) -> bool:
         try:
             write(*values)
             self.failures[path] = 0
+            return True
         except OSError as error:
             self.failures[path] += 1
             tqdm.write(f"warning: {path} could not be written ({error.strerror or error})")
             if self.failures[path] == WRITE_ATTEMPTS:
                 raise TrainingError(f"{path} could not be written {WRITE_ATTEMPTS} times in a row: {error}") from error
+            return False

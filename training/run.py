@@ -101,8 +101,8 @@ class Run:
             if isinstance(error, EnvError) and self.parts:
                 for name, state in self.before_acting.items():
                     self.parts[name].load_state_dict(state)
-                self.write_or_warn(self.folder / "checkpoints", self.save)
-                tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
+                if self.write_or_warn(self.folder / "checkpoints", self.save):
+                    tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
         if self.args.track and error is None:
             import wandb
 
