@@ -11,6 +11,12 @@ arXiv:1812.05905 (algorithm 1 is `train` and `SAC.update` below). Three steps fr
 What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
+#     "tensorboard==2.21.0", "stable-baselines3==2.9.2", "tqdm==4.70.1", "psutil==7.2.2", "filelock==4.2.11", "moviepy==2.2.1"]
+# ///
+
 import copy
 import math
 from contextlib import closing
@@ -143,7 +149,7 @@ class Critic(nn.Module):
 
 class Actor(nn.Module):
     """pi(a|s), a Gaussian squashed by tanh: (N, O) observations and (N, A) standard normal noise to (N, A) actions inside the
-    bounds of the action space and their (N,) log probabilities. Zero noise gives the greedy action."""
+    bounds of the action space and their (N,) log probabilities. Zero noise, or none, gives the greedy action."""
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
@@ -157,9 +163,10 @@ class Actor(nn.Module):
         self.register_buffer("action_scale", torch.from_numpy(scale))
         self.register_buffer("action_bias", torch.from_numpy(bias))
 
-    def forward(self, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.hidden(obs)
         log_std = LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(self.log_std(x)) + 1) / 2
+        noise = torch.zeros_like(log_std) if noise is None else noise
         raw = self.mu(x) + log_std.exp() * noise
         # The change of variables (1801.01290, equation 21): log da/draw = log(scale (1 - tanh(raw)^2)), in a form that
         # neither overflows nor takes the logarithm of 0.
@@ -211,14 +218,13 @@ class SAC:
     @torch.no_grad()
     def policy(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """What `act` computes, on the device."""
-        noise = torch.zeros(len(obs), len(self.actor.action_bias), device=self.device) if noise is None else noise
         return self.actor(obs, noise)[0]
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
         """What the critics expect of a greedy action, the smallest Q(s, mu(s)): (N, O) observations to (N,) values."""
         obs = torch.as_tensor(obs, device=self.device)
-        return smallest_q_value(self.critics, obs, self.policy(obs)).cpu().numpy()
+        return smallest_q_value(self.critics, obs, self.actor(obs)[0]).cpu().numpy()
 
     @torch.no_grad()
     def state_value(self, obs: np.ndarray) -> np.ndarray:

@@ -3,19 +3,24 @@
 import ast
 import csv
 import json
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import toys
 from conftest import AGENTS, ROOT, quick_args
 from fingerprint import fingerprint
 from test_accelerate import assert_same
 from test_arguments import refused
 from test_resume import finish, only_run, run_killed, uninterrupted  # noqa: F401
 
+import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
 from training import acceleration, command_line
@@ -142,6 +147,115 @@ def test_a_run_leaves_what_a_run_leaves(run, script, env_id):
     assert first["returns"] == second["returns"]
 
 
+def idle(script) -> type:
+    """The agent of a script, that acts and never learns."""
+    return type("Idle", (getattr(script, AGENTS[script]),), {"update": lambda self, *values, **named: {}})
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("script", [sac, dqn])
+def test_every_stored_transition_happened(run, script, num_envs):
+    """As of DDPG in test_replay: each successor is its observation plus 1, and only terminations are marked done."""
+    bins = {"bins": 3} if script is dqn else {}
+    args = quick_args(script, env_id="Mixed-v0", num_envs=num_envs, total_timesteps=210, **bins)
+    rb = run(args, idle(script)).rb
+    steps, ends = 210 // num_envs, [(1, 1), (3, 0), (2, 1), (1, 0)]  # lengths of the episodes, and whether they terminate
+    np.testing.assert_array_equal(rb.next_observations[:steps], rb.observations[:steps] + 1)
+    expected = [done for _ in range(steps) for length, end in ends for done in [0] * (length - 1) + [end]][:steps]
+    np.testing.assert_array_equal(rb.dones[:steps], np.tile(expected, (num_envs, 1)).T)
+
+
+@pytest.mark.parametrize("script", [sac, dqn])
+def test_the_stored_action_is_the_one_that_was_sent(run, script):
+    """Bounds that differ per dimension. DQN stores the number of a row in the table of 3 x 3 x 3 actions."""
+    bins = {"bins": 3, "end_e": 0.5} if script is dqn else {}
+    args = quick_args(script, env_id="Bounds-v0", num_envs=4, total_timesteps=400, **bins)
+    stored = run(args, idle(script)).rb.actions[:100]
+    low, high = toys.Bounds.action_space.low, toys.Bounds.action_space.high
+    if script is dqn:
+        digits = np.stack(np.unravel_index(stored[..., 0].astype(int), (3, 3, 3)), axis=-1)
+        stored = low + (digits + 0.5) / 3 * (high - low)  # the middles of the bins
+    received = np.array([action for _, action in toys.RECEIVED[:400]]).reshape(100, 4, 3)
+    np.testing.assert_allclose(stored, received, rtol=0 if script is sac else 1e-6)
+    assert (received >= low).all() and (received <= high).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [sac, dqn])
+def test_a_time_limit_is_no_terminal_state(run, script):
+    """Reward 1, cut off after 5 steps, gamma 0.5: every value is 2, where a truncated sum would be 1 at the last step."""
+    own = {"bins": 2, "train_frequency": 1, "learning_rate": 1e-3} if script is dqn else {"alpha": 0.0, "autotune": False}
+    args = quick_args(script, env_id="TimeLimited-v0", gamma=0.5, tau=0.05, target_network_frequency=1, **own)
+    args.total_timesteps = 2000
+    values = run(args).agent.value(np.arange(5, dtype=np.float32)[:, None] / 5)
+    np.testing.assert_allclose(values, 2, atol=0.1)
+
+
+@pytest.mark.parametrize("script", AGENTS)
+def test_values_do_without_the_accelerated_policy(script):
+    """It is built for each number of observations, and the episodes of an evaluation have many lengths."""
+    space = gym.spaces.Discrete(3) if script is dqn else gym.spaces.Box(-2, 2, (2,), np.float32)
+    agent = getattr(script, AGENTS[script])(
+        gym.spaces.Box(-1, 1, (5,), np.float32), space, quick_args(script), torch.device("cpu")
+    )
+    agent.policy = None
+    for name in {"value", "state_value"} & set(dir(agent)):
+        assert getattr(agent, name)(np.zeros((7, 5), np.float32)).shape == (7,)
+
+
+@pytest.mark.parametrize("script", [sac, dqn])
+def test_a_state_is_taken_over_but_not_its_learning_rates(script):
+    spaces = gym.spaces.Box(-1, 1, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
+    spaces = (spaces[0], gym.spaces.Discrete(3)) if script is dqn else spaces
+
+    def agent_with(rate: float):
+        rates = {"learning_rate": rate} if script is dqn else {"policy_lr": rate, "q_lr": rate}
+        return getattr(script, AGENTS[script])(*spaces, quick_args(script, **rates), torch.device("cpu"))
+
+    agent, other = agent_with(0.1), agent_with(0.2)
+    rb = script.ReplayBuffer(20, *spaces, "cpu", handle_timeout_termination=False)
+    rb.full = True
+    noise = {} if script is dqn else {"noise": torch.zeros(3, 16, 2)}
+    other.update(rb.sample(16), update_policy=True, **noise)
+    agent.load_state_dict(other.state_dict())
+    ours, theirs = agent.state_dict(), other.state_dict()
+    assert_same(ours["networks"], theirs["networks"])
+    for name, optimizer in theirs["optimizers"].items():
+        assert_same(ours["optimizers"][name]["state"], optimizer["state"])
+        assert optimizer["state"] and ours["optimizers"][name]["param_groups"][0]["lr"] == 0.1
+
+
+def command_line_of(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script as a user does, in a process of its own."""
+    name, *arguments = command.split()
+    run = [sys.executable, str(ROOT / name), *arguments]
+    return subprocess.run(run, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+# The flags of CleanRL's scripts of these names, at their defaults (but --no-save-model: here models are kept).
+CLEANRLS_FLAGS = (
+    "--seed 1 --torch-deterministic --cuda --no-track --wandb-project-name cleanRL --wandb-entity None --no-capture-video "
+    "--save-model --no-upload-model --hf-entity ''"
+)
+CLEANRLS_OWN_FLAGS = {
+    ddpg: "--exp-name ddpg_continuous_action --env-id Hopper-v4 --total-timesteps 1000000 --learning-rate 3e-4 "
+    "--buffer-size 1000000 --gamma 0.99 --tau 0.005 --batch-size 256 --exploration-noise 0.1 --learning-starts 25000 "
+    "--policy-frequency 2 --noise-clip 0.5",
+    sac: "--exp-name sac_continuous_action --env-id Hopper-v4 --total-timesteps 1000000 --num-envs 1 --buffer-size 1000000 "
+    "--gamma 0.99 --tau 0.005 --batch-size 256 --learning-starts 5000 --policy-lr 3e-4 --q-lr 1e-3 --policy-frequency 2 "
+    "--target-network-frequency 1 --alpha 0.2 --autotune",
+    dqn: "--exp-name dqn --env-id CartPole-v1 --total-timesteps 500000 --learning-rate 2.5e-4 --num-envs 1 --buffer-size 10000 "
+    "--gamma 0.99 --tau 1.0 --target-network-frequency 500 --batch-size 128 --start-e 1 --end-e 0.05 "
+    "--exploration-fraction 0.5 --learning-starts 10000 --train-frequency 10",
+}
+
+
+@pytest.mark.parametrize("script", AGENTS, ids=lambda script: script.__name__)
+def test_cleanrls_flags_are_ours_with_the_same_defaults(script):
+    words = shlex.split(f"{CLEANRLS_FLAGS} {CLEANRLS_OWN_FLAGS[script]}")
+    assert command_line.parse_args(script.Args, words, script.Args()) == script.Args()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
@@ -152,10 +266,41 @@ def test_a_run_leaves_what_a_run_leaves(run, script, env_id):
     ],
 )
 def test_cleanrls_short_commands_run(tmp_path, command):
-    name, *arguments = command.split()
-    done = subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=tmp_path, capture_output=True, text=True)
+    done = command_line_of(command, tmp_path)
     assert done.returncode == 0, done.stderr
     assert only_run(tmp_path).joinpath("evaluation.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "flags", "recorded"),
+    [
+        ("sac_continuous_action.py", "--env-id Pendulum-v1", ("policy_lr", "losses/alpha")),
+        ("dqn.py", "--env-id CartPole-v1 --train-frequency 2", ("double_q", "losses/q_est")),
+    ],
+)
+def test_video_tracking_and_evaluation(tmp_path, name, flags, recorded):
+    """The run is filmed and tracked offline; its best model, evaluated again, does the same again, and is filmed if asked."""
+    environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
+    short = f"--total-timesteps 300 --learning-starts 100 --batch-size 16 --eval-frequency 150 {flags}"
+    done = command_line_of(f"{name} {short} --track --capture-video", tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path)
+    videos = tmp_path / "videos" / folder.name
+    assert {"training-episode-0.mp4", "evaluation-episode-0.mp4"} <= {path.name for path in videos.iterdir()}
+    (record,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    for expected in (folder.name, "losses/q_loss", "eval/q_bias", "charts/episodic_return", *recorded):
+        assert expected.encode() in record.read_bytes(), expected
+
+    before = {path.name for path in videos.iterdir()}
+    done = command_line_of(f"{name} --evaluate {folder}", tmp_path, **environment)
+    assert done.returncode == 0 and {path.name for path in videos.iterdir()} == before, done.stderr
+    done = command_line_of(f"{name} --evaluate {folder} --capture-video", tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in videos.iterdir()} == before | {"evaluation-3-episode-0.mp4"}
+    assert all(path.stat().st_size > 1000 for path in videos.iterdir())
+    returns = [json.loads((folder / f"evaluation{end}.json").read_text())["returns"] for end in ("", "-2", "-3")]
+    assert returns[0] == returns[1] == returns[2]
 
 
 @pytest.mark.slow
@@ -167,7 +312,5 @@ def test_cleanrls_short_commands_run(tmp_path, command):
     ],
 )
 def test_what_an_algorithm_cannot_take_is_refused(tmp_path, command, words):
-    name, *arguments = command.split()
-    done = subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=tmp_path, capture_output=True, text=True)
-    refused(done, *words)
+    refused(command_line_of(command, tmp_path), *words)
     assert list(tmp_path.iterdir()) == []

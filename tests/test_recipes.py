@@ -15,6 +15,7 @@ from training.arguments import check_args
 from training.checkpoints import load_checkpoint
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import family
 import recipes
 
 SHORT = "--total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
@@ -30,6 +31,19 @@ def test_a_recipe_runs(run, task):
     check_args(args)
     short = command_line.parse_args(args_class, [*arguments, *SHORT.split()], args_class())
     assert (run(short).run_dir / "evaluation.json").exists()
+
+
+def test_the_table_of_three_algorithms(monkeypatch):
+    """It stands in the README; medians over seeds; a seed that never reached the goal counts as the last of them."""
+    _, rest = (ROOT / "README.md").read_text().split(family.MARKS[0])
+    assert rest.split(family.MARKS[1])[0] == family.table()
+    steps = {1: ("10016", "90"), 2: ("30016", "60"), 3: ("", "")}
+    rows = [{"seed": str(n), "goal_step": step, "goal_seconds": seconds} for n, (step, seconds) in steps.items()]
+    monkeypatch.setattr(family, "results", lambda: {"DQN": rows, "DDPG": rows[:2]})
+    assert family.table().splitlines()[2:] == [
+        "| DQN | 10,016; 30,016; not reached | 30,016 | 1.5; 1.0; not reached | 1.5 |",
+        "| DDPG | 10,016; 30,016 | 20,016 | 1.5; 1.0 | 1.2 |",
+    ]
 
 
 def test_the_results_and_the_evaluations_agree():

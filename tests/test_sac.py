@@ -273,6 +273,35 @@ def test_a_delayed_policy_is_made_up_for(run):
     assert drawn.shape == (18 * 4, 16, 2) and len(drawn.flatten(1).unique(dim=0)) == 18 * 4
 
 
+def test_noise_is_drawn_for_each_environment_and_dimension(run):
+    """Four environments in the same state, a standard deviation as small as the actor gives: no two actions go together."""
+
+    class Narrow(sac.SAC):
+        def __init__(self, *values):
+            super().__init__(*values)
+            for layer in (self.actor.mu, self.actor.log_std):
+                torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(self.actor.mu.bias), torch.nn.init.constant_(self.actor.log_std.bias, -50.0)
+
+        def update(self, *_, **__):
+            return {}
+
+    args = quick_args(sac, env_id="Bounds-v0", num_envs=4, total_timesteps=12_000, learning_starts=0, buffer_size=12_000)
+    actions = run(args, Narrow).rb.actions.reshape(-1, 12)
+    np.testing.assert_allclose(actions.mean(axis=0), np.tile([1, -1, 10.25], 4), atol=0.001)
+    np.testing.assert_allclose(actions.std(axis=0), np.exp(-5) * np.tile([1, 2, 0.25], 4), rtol=0.06)
+    assert abs(np.corrcoef(actions.T) - np.eye(12)).max() < 0.1
+
+
+@pytest.mark.parametrize(("policy_frequency", "steps"), [(3, [200, 300, 400, 500]), (150, [300, 400]), (1000, [])])
+def test_an_actor_loss_is_logged_only_if_it_is_new(run, policy_frequency, steps):
+    """(An update of the actor is the 150th and the 300th, at steps 250 and 400.)"""
+    scalars = run(quick_args(sac, policy_frequency=policy_frequency, total_timesteps=500, batch_size=2)).scalars
+    for name in ("actor_loss", "alpha"):
+        assert [step for step, _ in scalars.get(f"losses/{name}", [])] == steps
+    assert [step for step, _ in scalars["losses/q_loss"]] == [200, 300, 400, 500]
+
+
 def test_targets_start_equal_and_follow_polyak_averaging():
     agent = agent_with()
     for a, b in zip(agent.critics.parameters(), agent.target_critics.parameters(), strict=True):
@@ -309,28 +338,8 @@ def test_q_bias_is_zero_for_a_critic_that_is_right(alpha):
         assert biases == pytest.approx(error * share, abs=1e-5)
 
 
-def test_the_defaults_are_cleanrls():
-    defaults = sac.Args()
-    expected = {
-        "env_id": "Hopper-v4",
-        "total_timesteps": 1_000_000,
-        "buffer_size": 1_000_000,
-        "gamma": 0.99,
-        "tau": 0.005,
-        "batch_size": 256,
-        "learning_starts": 5000,
-        "policy_lr": 3e-4,
-        "q_lr": 1e-3,
-        "policy_frequency": 2,
-        "target_network_frequency": 1,
-        "alpha": 0.2,
-        "autotune": True,
-        "seed": 1,
-        "num_envs": 1,
-        "exp_name": "sac_continuous_action",
-    }
-    assert {name: getattr(defaults, name) for name in expected} == expected
-    assert not command_line.parse_args(sac.Args, ["--no-autotune"], defaults).autotune
+def test_the_temperature_may_stay_as_it_is():
+    assert not command_line.parse_args(sac.Args, ["--no-autotune"], sac.Args()).autotune
 
 
 def test_discrete_actions_are_refused():
