@@ -154,7 +154,7 @@ class Script:
             sys.exit(1)
         except Stopped as stop:
             sys.exit(128 + stop.args[0])
-        except KeyboardInterrupt:  # before a training begins, or in an evaluation of a saved run
+        except KeyboardInterrupt:  # before a training begins, in an evaluation of a saved run, or in an upload
             sys.exit(128 + signal.SIGINT)
         except (UsageError, TrainingError, UploadError) as error:
             sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
