@@ -60,7 +60,7 @@ TAGS = {"eval/mean_reward": False, "charts/episodic_return": True, "rollout/ep_r
 NO_SETTINGS = frozenset(
     "seed env_id exp_name total_timesteps cuda torch_deterministic accelerate matmul_precision num_threads vectorization "
     "worker_timeout track wandb_project_name wandb_entity capture_video save_model upload_model hf_entity evaluate "
-    "eval_frequency eval_episodes target_return checkpoint_frequency keep_checkpoints resume".split()
+    "eval_frequency eval_episodes target_return checkpoint_frequency keep_checkpoints resume output episode_replay".split()
 )
 COVERAGE = "with 3, 5 and 10 seeds of one task they hold the true value in 75, 89 and 93% of cases"
 READING = f"""\

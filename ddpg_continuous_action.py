@@ -11,6 +11,12 @@ al., 2018, arXiv:1802.09477, for the delayed actor and target updates.
 What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
+#     "tensorboard==2.21.0", "stable-baselines3==2.9.2", "tqdm==4.70.1", "psutil==7.2.2", "filelock==4.2.11", "moviepy==2.2.1"]
+# ///
+
 import copy
 from contextlib import closing
 from dataclasses import dataclass

@@ -11,6 +11,12 @@ arXiv:1812.05905 (algorithm 1 is `train` and `SAC.update` below). Three steps fr
 What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch==2.13.0", "gymnasium[mujoco]==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
+#     "tensorboard==2.21.0", "stable-baselines3==2.9.2", "tqdm==4.70.1", "psutil==7.2.2", "filelock==4.2.11", "moviepy==2.2.1"]
+# ///
+
 import copy
 import math
 from contextlib import closing

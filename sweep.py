@@ -10,6 +10,7 @@ runs print is in runs/.sweep/, a file for each; what submitit needs for the jobs
 """
 
 import contextlib
+import csv
 import importlib
 import json
 import os
@@ -20,6 +21,7 @@ import signal
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, Popen, check_output
@@ -35,6 +37,7 @@ from training.errors import UsageError
 
 LOGS, SLURM_FOLDER = Path("runs/.sweep"), Path("runs/.sweep/slurm")
 STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}  # exit statuses after a stop: saved, or too early for that
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FRUITLESS_STARTS = 3  # in a row, each ended by the time limit before its first step: the job is not queued again
 FAILED = "sweep: failed"  # begins the last line in the log of a failed run
 
@@ -118,8 +121,8 @@ class Job:
                 if time1 > (folder / "args.json").stat().st_mtime:  # which is written at each start
                     seconds_left = (self.args["total_timesteps"] - step) / (step - step1) * (time2 - time1)
                     seconds_left -= time.time() - time2
-                last_row = (folder / "evaluations.csv").read_text().splitlines()[-1].split(",")
-                step, evaluation = max(step, int(last_row[0])), float(last_row[1])
+            if rows := read_evaluations(folder):
+                step, evaluation = max(step, rows[-1][0]), rows[-1][1]
         if folder and (folder / "evaluation.json").exists():
             state, evaluation = "finished", json.loads((folder / "evaluation.json").read_text())["mean"]
         elif self.log.name in queue:
@@ -142,11 +145,11 @@ class Job:
             command = [sys.executable, str(self.script), *(["--resume", str(folder)] if folder else self.flags)]
             log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
             # SLURM sends SIGUSR2 to every process of a job, also to a script too young to handle it. A block is inherited.
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
             # So is the log with its lock: a script that outlives its sweep still holds it. In a session of its own Ctrl-C
             # does not reach the script, only the one SIGTERM that the sweep sends.
             self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return "started"
 
     def end(self) -> Literal["finished", "interrupted", "failed"]:
@@ -164,8 +167,9 @@ class Job:
 
     def __call__(self) -> None:
         """Train to the end, as a SLURM job; raises a RuntimeError if the script fails."""
-        while (state := self.start()) != "finished":
-            if state == "started":
+        state = "new"
+        while state != "finished":
+            if (state := self.start()) == "started":
                 # Not Popen.wait: `checkpoint` interrupts this line, and would wait for its lock forever.
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
                 if (state := self.end()) == "failed":
@@ -189,6 +193,14 @@ class Job:
         self.log_failure(f"out of time before a step, {FRUITLESS_STARTS} times in a row: needs a longer --time")
 
 
+def read_evaluations(folder: Path | None) -> list[tuple[int, float]]:
+    """Step and mean return of each evaluation in a run folder, if there is one."""
+    if folder is None or not (folder / "evaluations.csv").exists():
+        return []
+    with open(folder / "evaluations.csv", newline="") as file:
+        return [(int(row["global_step"]), float(row["mean"])) for row in csv.DictReader(file)]
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process has locked this file."""
     with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
@@ -198,8 +210,8 @@ def is_locked(path: Path) -> bool:
 
 def plan(options: Options) -> list[Job]:
     """The runs that are asked for. Raises a UsageError for a mistake in any flag or, unless for --status, environment."""
-    for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus"):
-        if (value := getattr(options, name)) is not None and value < 1:
+    for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus", "trials"):  # the last one is tune.py's
+        if (value := getattr(options, name, None)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be a whole number, 1 or more")
     if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
         raise UsageError("--settings: each must have a name of its own")
@@ -214,7 +226,7 @@ def plan(options: Options) -> list[Job]:
         try:
             flags = shlex.split(text)
             common = parse_args(args_class, flags, default)
-            for own in ("env_id", "exp_name", "seed", "resume", "evaluate"):
+            for own in ("env_id", "exp_name", "seed", "resume", "evaluate", "output"):
                 if getattr(common, own) != getattr(default, own):
                     raise UsageError(f"--{own.replace('_', '-')} is not for a setting")
             exp_name = f"{default.exp_name}-{name}" if name else default.exp_name
@@ -246,48 +258,70 @@ def show(rows: list[tuple[Job, tuple]]) -> None:
         print(f"\n{job.name} failed, its log is {job.log}:\n{job.last_lines()}")
 
 
-def run_here(jobs: list[Job], todo: list[Job], workers: int) -> int:
-    """Run `todo` on this machine, `workers` side by side, under a progress bar over all jobs; returns the exit status."""
+def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[], bool] = lambda: False) -> int:
+    """Run `todo` on this machine, `workers` side by side, under a progress bar over all jobs; returns the exit status.
+
+    Args:
+        enough: asked once a second; if it is true, the runs are stopped as by a signal.
+    """
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: signals.append(number))  # raises nothing, so no start is torn apart
-    waiting, running, failures, stopping, shown = list(todo), [], 0, False, 0.0
-    with tqdm(total=sum(job.args["total_timesteps"] for job in jobs), unit="step", unit_scale=True, disable=None) as bar:
-        while (running and signals.count(signal.SIGINT) < 2) or (waiting and not signals):
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    # The handler raises nothing, so no start is torn apart.
+    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in handled}
+    waiting, running, failures, stopping, asked, shown = list(todo), [], 0, False, 0.0, 0.0
+
+    def steps() -> int:
+        rows = [(job.status({}), job.args["total_timesteps"]) for job in jobs]
+        return sum(most if state == "finished" else step for (state, step, *_), most in rows)
+
+    most = sum(job.args["total_timesteps"] for job in jobs)
+    with tqdm(total=most, initial=steps(), unit="step", unit_scale=True, disable=None) as bar:
+        while (running and signals.count(signal.SIGINT) < 2) or (waiting and not (signals or stopping)):
             for job in list(waiting):
-                if signals or len(running) == workers:
+                if signals or stopping or len(running) == workers:
                     break
                 if (state := job.start()) != "busy":  # another sweep has a busy one, and may be stopped
                     waiting.remove(job)
                 if state == "started":
                     running.append(job)
-            if signals and not stopping:
-                stopping = True
-                for job in running:
+            if not stopping and (signals or time.monotonic() > asked + 1):
+                asked, stopping = time.monotonic(), bool(signals) or enough()
+                for job in running if stopping else ():
                     job.process.terminate()
-                tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
+                if stopping and signals:
+                    tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
             if not bar.disable and time.monotonic() > shown + 15:
-                shown, rows = time.monotonic(), [(job.status({}), job.args["total_timesteps"]) for job in jobs]
-                bar.update(sum(most if state == "finished" else step for (state, step, *_), most in rows) - bar.n)
-            time.sleep(0.05 if running else 1)
+                shown = time.monotonic()
+                bar.update(steps() - bar.n)
+            time.sleep(0.02 if running else 1)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 state = job.end()
                 failures += state == "failed"
                 tqdm.write(f"{job.name} {state}: {job.last_lines(6 if state == 'failed' else 1)}")
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     if signals:
         print(f"stopped, to go on: python {shlex.join(sys.argv)}")
     return 128 + signals[0] if signals else min(failures, 1)
 
 
 def read_queue(patience: float) -> dict[str, str]:
-    """The runs SLURM has, "queued" or "running" by the names of their logs; waits `patience` seconds for jobs to end."""
+    """The runs SLURM has, "queued" or "running" by the names of their logs; waits `patience` seconds for jobs to end.
+
+    Raises:
+        UsageError: if there is no SLURM that answers.
+    """
     import submitit
 
     queue, deadline = {}, time.monotonic() + patience
     squeue = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
-    while "COMPLETING" in (listed := check_output(squeue, text=True, stderr=PIPE)) and time.monotonic() < deadline:
-        time.sleep(1)
+    try:
+        while "COMPLETING" in (listed := check_output(squeue, text=True, stderr=PIPE)) and time.monotonic() < deadline:
+            time.sleep(1)
+    except (CalledProcessError, FileNotFoundError) as error:
+        reason = getattr(error, "stderr", error)
+        raise UsageError(f"SLURM does not answer; --engine local would use this machine ({reason})") from None
     for number, state in map(str.split, listed.splitlines()):
         with contextlib.suppress(AssertionError, OSError):  # a job of something else, which has no file here
             job = submitit.SlurmJob(SLURM_FOLDER, number).submission().function
@@ -300,7 +334,8 @@ def submit(jobs: list[Job], options: Options) -> None:
     import cloudpickle
     import submitit
 
-    cloudpickle.register_pickle_by_value(sys.modules[Job.__module__])  # a job need not find and import this file
+    for module in {type(job).__module__ for job in jobs} | {Job.__module__}:
+        cloudpickle.register_pickle_by_value(sys.modules[module])  # a job need not find and import this file
     executor = submitit.SlurmExecutor(SLURM_FOLDER, max_num_timeout=1_000_000)
     executor.update_parameters(job_name=options.script.stem, partition=options.partition, constraint=options.constraint)
     memory = options.memory and f"{options.memory}GB"
@@ -336,13 +371,13 @@ def sweep(jobs: list[Job], options: Options) -> int:
     return 0 if slurm or options.status else run_here(jobs, todo, options.workers or os.cpu_count())
 
 
-def main() -> int:
-    """The command line."""
+def main(options_class: type = Options, work: Callable[[Any], int] = lambda options: sweep(plan(options), options)) -> int:
+    """The command line: parse it and work; an expected error is one line and status 2."""
     try:
-        options = parse_args(Options, sys.argv[1:], Options())
-        return sweep(plan(options), options)
-    except (UsageError, CalledProcessError, FileNotFoundError, ModuleNotFoundError) as error:  # the last three: SLURM
-        print("error:", " ".join(str(getattr(error, "stderr", error)).split()), file=sys.stderr)
+        return work(parse_args(options_class, sys.argv[1:], options_class()))
+    except (UsageError, CalledProcessError, ModuleNotFoundError) as error:  # the second: scontrol
+        missing = f"{error}, install it with: pip install {error.name}" if isinstance(error, ModuleNotFoundError) else error
+        print("error:", " ".join(str(getattr(error, "stderr", missing)).split()), file=sys.stderr)
         return 2
 
 

@@ -53,7 +53,7 @@ class Options:
     """runs in all"""
     hits: int = 3
     """times that each is hit at least, beside the time limit"""
-    steps: int = 8_000
+    steps: int = 5_000
     """environment steps of a run; too few and it ends before it is hit"""
     scripts: tuple[Path, ...] = (ROOT / "ddpg_continuous_action.py", ROOT / "sac_continuous_action.py")
     """the training scripts, which share the runs"""

@@ -7,6 +7,7 @@
     python benchmarks/speed.py --sides eager@2 eager@1                           # two threads against one
     python benchmarks/speed.py --sides eager ../before:eager                     # against another checkout of the script
     python benchmarks/speed.py --profile                                         # microseconds by part of the loop
+    python benchmarks/speed.py --break-even                                      # how long a run must be to compile it
     python benchmarks/speed.py --readme                                          # write the README's table from the results
 
 Each side trains in a process of its own. After its warm-up it is stopped, and then the sides go on in turns, a few seconds
@@ -77,6 +78,8 @@ class Options:
     """threads of each side that does not name its own"""
     profile: bool = False
     """print microseconds by part of the loop instead, of the first side"""
+    break_even: bool = False
+    """print instead after how many updates the compiled agent of ddpg_continuous_action.py has made up for its building"""
     readme: bool = False
     """write the README's table from the results instead of measuring"""
     side: str = ""
@@ -275,6 +278,41 @@ def profile(options: Options) -> None:
     print(f"the run, with its start and its end: {whole:.0f} microseconds a step")
 
 
+def break_even(options: Options) -> None:
+    """Build the compiled agent, then let the eager one and it act and learn in turns, a hundred updates each."""
+    import numpy as np
+
+    import ddpg_continuous_action as ddpg
+    from training.acceleration import accelerate
+    from training.environments import make_env
+    from training.setup import set_up_torch
+
+    args = arguments("compile", 10**9, options)
+    device, env = set_up_torch(args), make_env(args)
+    agent = ddpg.DDPG(env.observation_space, env.action_space, args, device)
+    rb = ddpg.ReplayBuffer(1000, env.observation_space, env.action_space, device)
+    rb.transitions[:], rb.full = np.random.random(rb.transitions.shape), True
+    obs, batch = rb.observations[0], rb.sample(args.batch_size)
+    begin = time.perf_counter()
+    fast = accelerate(agent, "compile", (obs,), [{"batch": batch, "noise": None, "update_policy": u} for u in (True, False)])
+    built = time.perf_counter() - begin
+    times = {agent: [], fast: []}
+    for _ in range(options.rounds):
+        for each, taken in times.items():
+            begin = time.perf_counter()
+            for update in range(100):
+                each.act(obs)
+                each.update(batch, update_policy=update % args.policy_frequency == 0, noise=None)
+            taken.append((time.perf_counter() - begin) / 100)
+    eager, compiled = map(statistics.median, times.values())
+    gain = statistics.median(a - b for a, b in zip(*times.values(), strict=True))
+    print(
+        f"built in {built:.1f} s; {1000 * eager:.2f} ms an update eager, {1000 * compiled:.2f} compiled: "
+        f"even after {built / gain:,.0f} updates",
+        flush=True,
+    )
+
+
 def split(side: str, options: Options) -> tuple[str, str]:
     """What a side runs, and its threads."""
     name, _, threads = side.partition("@")
@@ -436,7 +474,9 @@ def table() -> str:
 def main(options: Options) -> None:
     """Do what the options ask for."""
     options.env_id = options.env_id or arguments("eager", 10**9, options).env_id
-    if options.side:
+    if options.side == "break-even":
+        break_even(options)
+    elif options.side:
         import numpy as np
 
         counter = np.memmap(options.counter, np.int64, "r+", shape=(1,))
@@ -446,6 +486,12 @@ def main(options: Options) -> None:
 
         sides = {"stable-baselines3": stable_baselines3, "limit": matrix_products}
         sides.get(options.side, functools.partial(train, options.side))(count, options)
+    elif options.break_even:  # in processes of their own: one with an empty cache of compiled code, then one that finds it
+        with tempfile.TemporaryDirectory() as cache:
+            flags = f"--side break-even --env-id {options.env_id} --threads {options.threads} --rounds {options.rounds}"
+            for _ in range(2):
+                environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": str(options.threads)}
+                subprocess.run([sys.executable, __file__, *flags.split()], env=environment, check=True)
     elif options.profile:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)

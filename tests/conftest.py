@@ -13,6 +13,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 import toys  # noqa: E402  registers the toy environments
+from one_node_slurm import missing, one_node_slurm  # noqa: E402
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: E402
 
 import ddpg_continuous_action as ddpg  # noqa: E402
@@ -79,3 +80,13 @@ def run(monkeypatch, tmp_path):
         return parts
 
     return run
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A real SLURM of one node, which takes arrays of three jobs at most."""
+    if missing():
+        pytest.skip(f"{', '.join(missing())} not found: apt-get install slurm-wlm munge")
+    pytest.importorskip("submitit")
+    with one_node_slurm(tmp_path_factory.mktemp("slurm"), array_size=3):
+        yield

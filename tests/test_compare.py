@@ -407,8 +407,8 @@ def test_the_file_alone_compares_what_is_in_runs(tmp_path):
         write_events(tmp_path / "runs" / f"Hopper-v4__td3__{seed}__17", charts__episodic_return=points)
     shutil.copy(ROOT / "compare.py", tmp_path)
     command = [sys.executable, "compare.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert cell(done.stdout, "Hopper-v4", "td3 (training returns)", 5) == "2.0 [1.0, 3.0]"
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert (again.returncode, again.stdout) == (2, "") and again.stderr.count("\n") == 1

@@ -176,29 +176,6 @@ def test_updates_and_target_updates_follow_the_clock(run):
     assert calls == (["update"] * 5 + ["target"]) * 4
 
 
-def test_the_defaults_are_cleanrls():
-    defaults = dqn.Args()
-    expected = {
-        "env_id": "CartPole-v1",
-        "total_timesteps": 500_000,
-        "learning_rate": 2.5e-4,
-        "num_envs": 1,
-        "buffer_size": 10_000,
-        "gamma": 0.99,
-        "tau": 1.0,
-        "target_network_frequency": 500,
-        "batch_size": 128,
-        "start_e": 1,
-        "end_e": 0.05,
-        "exploration_fraction": 0.5,
-        "learning_starts": 10_000,
-        "train_frequency": 10,
-        "seed": 1,
-        "exp_name": "dqn",
-    }
-    assert {name: getattr(defaults, name) for name in expected} == expected
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

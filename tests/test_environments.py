@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from test_faults import TOY, steps_of
 from test_resume import SHORT, only_run, run_killed
 
 import ddpg_continuous_action as ddpg
+import training.logs
 import training.run
 from training import checkpoints, command_line, environments, episodes
 
@@ -237,7 +239,9 @@ def test_a_log_is_never_silent(run, monkeypatch, capsys):
             made.append(self)
             super().__init__(args)
 
-    monkeypatch.setattr(training.run, "time", SimpleNamespace(perf_counter=lambda: made[0].global_step / 2))
+    clock = SimpleNamespace(perf_counter=lambda: made[0].global_step / 2, time=time.time)
+    for room in (training.run, training.logs):
+        monkeypatch.setattr(room, "time", clock)
     monkeypatch.setattr(ddpg, "Run", Watched)
     run(quick_args(total_timesteps=300, env_id="Counter-v0"))
     lines = [line for line in capsys.readouterr().out.splitlines() if "steps/s" in line]

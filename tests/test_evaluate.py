@@ -64,6 +64,26 @@ def test_q_bias_completes_a_truncated_episode_with_the_critics_value():
     assert evaluation.evaluate(agent_for(args, 2), args, 2, seed=0).q_bias == pytest.approx(0)  # 2 is the true value
 
 
+def test_q_bias_of_a_plain_agent_is_in_single_precision():
+    """To the bit: runs with a seed are compared over versions of this code. (`state_value`, if there is one, may add to it.)"""
+    args = quick_args(gamma=0.9, reward_scale=0.3)
+    agent = agent_for(args)
+    env, errors = environments.make_env(args), []
+    for seed in (5, 6, 7):
+        observations, rewards, over = [env.reset(seed=seed)[0]], [], False
+        while not over:
+            obs, reward, terminated, truncated, _ = env.step(agent.act(observations[-1][None])[0])
+            observations.append(obs), rewards.append(reward)
+            over = terminated or truncated
+        values = agent.value(np.stack(observations)) / 0.3
+        assert values.dtype == np.float32
+        follows = [0.0 if terminated else float(values[-1])]
+        for reward in rewards[::-1]:
+            follows.append(reward + 0.9 * follows[-1])
+        errors += list(values[-2::-1] - np.array(follows[1:], np.float32))
+    assert evaluation.evaluate(agent, args, 3, seed=5).q_bias == float(np.mean(errors, dtype=np.float32))
+
+
 def test_a_saved_run_gives_its_own_result_again(run):
     """A run's best model, evaluated later, returns what the run reported; the first result is kept beside the second."""
     args = quick_args(eval_frequency=100)

@@ -4,6 +4,7 @@ import ast
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from test_accelerate import assert_same
 from test_arguments import refused
 from test_resume import finish, only_run, run_killed, uninterrupted  # noqa: F401
 
+import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
 from training import acceleration, command_line
@@ -228,6 +230,30 @@ def command_line_of(command: str, cwd: Path, **environment: str) -> subprocess.C
     name, *arguments = command.split()
     run = [sys.executable, str(ROOT / name), *arguments]
     return subprocess.run(run, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+# The flags of CleanRL's scripts of these names, at their defaults (but --no-save-model: here models are kept).
+CLEANRLS_FLAGS = (
+    "--seed 1 --torch-deterministic --cuda --no-track --wandb-project-name cleanRL --wandb-entity None --no-capture-video "
+    "--save-model --no-upload-model --hf-entity ''"
+)
+CLEANRLS_OWN_FLAGS = {
+    ddpg: "--exp-name ddpg_continuous_action --env-id Hopper-v4 --total-timesteps 1000000 --learning-rate 3e-4 "
+    "--buffer-size 1000000 --gamma 0.99 --tau 0.005 --batch-size 256 --exploration-noise 0.1 --learning-starts 25000 "
+    "--policy-frequency 2 --noise-clip 0.5",
+    sac: "--exp-name sac_continuous_action --env-id Hopper-v4 --total-timesteps 1000000 --num-envs 1 --buffer-size 1000000 "
+    "--gamma 0.99 --tau 0.005 --batch-size 256 --learning-starts 5000 --policy-lr 3e-4 --q-lr 1e-3 --policy-frequency 2 "
+    "--target-network-frequency 1 --alpha 0.2 --autotune",
+    dqn: "--exp-name dqn --env-id CartPole-v1 --total-timesteps 500000 --learning-rate 2.5e-4 --num-envs 1 --buffer-size 10000 "
+    "--gamma 0.99 --tau 1.0 --target-network-frequency 500 --batch-size 128 --start-e 1 --end-e 0.05 "
+    "--exploration-fraction 0.5 --learning-starts 10000 --train-frequency 10",
+}
+
+
+@pytest.mark.parametrize("script", AGENTS, ids=lambda script: script.__name__)
+def test_cleanrls_flags_are_ours_with_the_same_defaults(script):
+    words = shlex.split(f"{CLEANRLS_FLAGS} {CLEANRLS_OWN_FLAGS[script]}")
+    assert command_line.parse_args(script.Args, words, script.Args()) == script.Args()
 
 
 @pytest.mark.slow

@@ -8,10 +8,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import filelock
 import numpy as np
@@ -22,13 +26,15 @@ from conftest import ROOT, quick_args, scalars
 from fingerprint import fingerprint, sha
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.summary.writer import event_file_writer
 from tensorboard.summary.writer.record_writer import RecordWriter
+from test_accelerate import COMPILED_ONCE
 from test_arguments import Malicious, main_in_this_process, refused, script
 from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # noqa: F401
 
 import ddpg_continuous_action as ddpg
 import training.run
-from training import checkpoints, command_line, environments, errors, setup
+from training import checkpoints, command_line, environments, errors, files, setup
 from training.signals import SAVE_SIGNALS, STOP_SIGNALS
 
 PENDULUM = f"--env-id Pendulum-v1 --num-envs 1 {SHORT}"
@@ -91,6 +97,14 @@ def test_a_second_ctrl_c_exits_at_once(tmp_path):
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_a_saved_run_is_evaluated_is_quiet(run, tmp_path):
+    run_dir = run(quick_args(env_id="toys:Pendulum-like-v0")).run_dir.absolute()
+    done = run_killed(tmp_path, "episode", 3, "--evaluate", str(run_dir), signals="INT")
+    assert done.returncode == 130 and done.stderr == ""
+    assert not (run_dir / "evaluation-2.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", ["TERM,TERM", "TERM,USR2,TERM", "GROUP-TERM,TERM", "TERM,INT"])
 @pytest.mark.parametrize(("moment", "number"), [("step", 377), ("write", 3)])
 def test_a_scheduler_may_signal_twice(uninterrupted, tmp_path, moment, number, signals):  # noqa: F811
@@ -136,7 +150,7 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
             except psutil.Error:
                 pass
 
-    assert psutil.wait_procs(list(marked()), timeout=60)[1] == []
+    assert psutil.wait_procs(list(marked()), timeout=600)[1] == []
 
 
 @pytest.mark.slow
@@ -185,6 +199,17 @@ def test_a_worker_that_dies_or_hangs_stops_the_run_after_a_checkpoint(tmp_path, 
     assert words in done.stderr
     state = checkpoints.load_checkpoint(only_run(tmp_path) / "checkpoints")
     assert state["run"]["global_step"] == 3 * 49 and state["replay_buffer"]["pos"] == 49
+
+
+@pytest.mark.parametrize("step", [30, 77])  # with random actions, and with noise on the actor's
+def test_a_run_whose_worker_died_is_resumed_as_if_it_had_not(uninterrupted, at_step, tmp_path, step):  # noqa: F811
+    """The actions of the step that failed were drawn already: the checkpoint holds the generators as they were before."""
+    arguments = f"--env-id Pendulum-v1 --num-envs 3 --vectorization async --noise ou {SHORT} --checkpoint-frequency 0"
+    at_step(step, lambda: multiprocessing.active_children()[0].kill())  # between two steps of the environments
+    done = main_in_this_process(*arguments.split(), cwd=tmp_path)
+    assert done.returncode == 1 and f"a checkpoint of step {3 * step} is saved" in done.stdout, done.stderr
+    finish(tmp_path, only_run(tmp_path))
+    assert fingerprint(only_run(tmp_path)) == uninterrupted(arguments)
 
 
 # Runs that cannot be resumed as they are, or need not be
@@ -280,6 +305,28 @@ def test_a_full_disk_is_survived(run, monkeypatch, capsys):
     assert capsys.readouterr().out.count("No space left on device") == 2
 
 
+def test_a_run_whose_arguments_cannot_be_written_does_not_begin(monkeypatch, tmp_path):
+    """Nobody could resume it. A resumed run has an args.json, and goes on with it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", failing(os.fsync, {1}))
+        done = main_in_this_process(*TOY.split(), cwd=tmp_path)
+    assert done.returncode == 1 and "args.json could not be written (No space left on device)" in done.stdout
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    shutil.rmtree(only_run(tmp_path))
+    assert main_in_this_process(*TOY.split(), cwd=tmp_path).returncode == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", failing(os.fsync, {1}))
+        done = main_in_this_process("--resume", str(only_run(tmp_path)), "--total-timesteps", "310", cwd=tmp_path)
+    assert done.returncode == 0 and "args.json could not be written" in done.stdout, done.stderr
+
+
+def test_a_checkpoint_that_was_not_written_is_not_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints.torch, "save", full_disk)
+    done = main_in_this_process(*f"{TOY} --env-id toys:Raising-step-v0".split(), cwd=tmp_path)
+    assert done.returncode == 1 and "no mass" in done.stderr
+    assert "could not be written" in done.stdout and "is saved" not in done.stdout
+
+
 def test_a_disk_that_stays_full_stops_the_run_in_order(run, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "save", failing(torch.save, {2, 3, 4}))
     with pytest.raises(errors.TrainingError, match="No space left on device"):
@@ -297,6 +344,40 @@ def test_a_full_disk_under_tensorboard_is_survived(run, monkeypatch, capsys):
     assert "could not be written" in captured.out and "Traceback" not in captured.err
     steps = [step for step, _ in parts.scalars["charts/episodic_return"]]
     assert steps == sorted(set(steps)) and steps[-1] == 1000 and len(steps) > 100
+
+
+def test_a_run_leaves_the_hook_of_threads_as_it_was(run):
+    before = threading.excepthook
+    run(quick_args())
+    assert threading.excepthook is before
+
+
+@pytest.mark.parametrize("name", ["8888888888.other-host.77.0", "{now}.zzz.9.0", "{now}.{host}.{pid}.0.0"])
+def test_a_clock_that_was_set_back_costs_no_rows(at_step, monkeypatch, tmp_path, name):
+    """TensorBoard reads event files in the order of their names. The one of the run that was killed is called as if the clock
+    had been ahead, as if it was killed in this second and had a higher number, or exactly as the next one would be."""
+    arguments = f"{TOY} --checkpoint-frequency 100".split()
+    at_step(250, crash)
+    with pytest.raises(Crash):
+        main_in_this_process(*arguments, cwd=tmp_path)
+    (events,) = only_run(tmp_path).glob("events*")
+    now = time.time()
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: now))
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+    place = {"now": f"{int(now):010d}", "host": socket.gethostname(), "pid": os.getpid()}
+    events.rename(events.with_name("events.out.tfevents." + name.format(**place)))
+    finish(tmp_path, only_run(tmp_path))
+    assert [step for step, _ in scalars(only_run(tmp_path))["losses/q_loss"]] == [200, 300]
+    assert len(list(only_run(tmp_path).glob("events*"))) == 2
+
+
+def test_unfinished_files_of_a_killed_run_are_removed(run, tmp_path):
+    run_dir = run(quick_args(env_id="toys:Pendulum-like-v0")).run_dir.absolute()
+    left = [run_dir / "model.pt.tmp", run_dir / "args.json.tmp", run_dir / "checkpoints" / "000000000400.pt.tmp"]
+    for path in left:
+        path.write_bytes(b"")
+    finish(tmp_path, run_dir)
+    assert not any(path.exists() for path in left)
 
 
 # Checkpoints
@@ -487,7 +568,7 @@ def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_another_machine_may_take_other_threads_and_another_mode(run, capsys):
     """A line then says that results may differ in rounding; without a change there is no such line."""
-    args = quick_args(num_threads=1, accelerate="eager")
+    args = quick_args(num_threads=1, accelerate="eager", **COMPILED_ONCE)
     run_dir = run(args).run_dir
     for changes, lines in (
         ({}, []),

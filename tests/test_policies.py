@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -47,6 +48,7 @@ def test_a_loaded_agent_plays_the_episodes_of_the_final_evaluation(run, name):
 
 def test_the_best_model_before_the_latest(run):
     run_dir = run(quick_args(eval_frequency=100)).run_dir
+    shutil.copy(run(quick_args(seed=2)).run_dir / "model.pt", run_dir)
     for name in ("best_model", "model"):
         weights = torch.load(run_dir / f"{name}.pt", weights_only=True)["actor"]
         for key, value in load_agent(run_dir)[0].actor.state_dict().items():

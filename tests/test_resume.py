@@ -29,7 +29,7 @@ def run_killed(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3000,  # it ends a test that hangs, and not one on a slow machine
         start_new_session=True,  # signals to its group shall not reach the tests
     )
 
@@ -90,6 +90,7 @@ def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, task, mo
     run_dir = only_run(tmp_path)
     finish(tmp_path, run_dir)
     assert fingerprint(run_dir) == uninterrupted(arguments)
+    assert not list(run_dir.rglob("*.tmp"))
     for tag, events in scalars(run_dir).items():  # each step once and in order
         steps = [step for step, _ in events]
         assert steps == sorted(steps), tag

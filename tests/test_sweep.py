@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from fingerprint import fingerprint
-from one_node_slurm import missing, one_node_slurm, wait_for
+from one_node_slurm import jobs_of_slurm, wait_for
 
 import sweep
 
@@ -337,22 +337,6 @@ def test_a_limit_shorter_than_the_start_up_is_not_tried_forever():
 def test_a_failing_script_fails_its_job():
     with pytest.raises(RuntimeError, match="error: it failed"):
         quick_job("fail")()
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """A real SLURM of one node, which takes arrays of three jobs at most."""
-    if missing():
-        pytest.skip(f"{', '.join(missing())} not found: apt-get install slurm-wlm munge")
-    pytest.importorskip("submitit")
-    with one_node_slurm(tmp_path_factory.mktemp("slurm"), array_size=3):
-        yield
-
-
-def jobs_of_slurm(state: str = "all") -> list[str]:
-    """The numbers of the jobs that SLURM has in a state."""
-    words = ["squeue", "--noheader", "--array", f"--states={state}" if state != "all" else "--me", "--format=%i"]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from conftest import quick_args
 
 import ddpg_continuous_action as ddpg
 import training.run
-from training import command_line, environments, errors, evaluation, setup
+from training import command_line, environments, errors, evaluation, models, setup
 
 
 def digest(parts) -> str:
@@ -187,11 +187,11 @@ def test_a_loss_not_finite_stops_training_and_keeps_the_last_good_model(run, tmp
 
 def test_a_model_not_finite_is_not_saved(run, tmp_path):
     agent = run(quick_args()).agent
-    evaluation.save_model(agent, tmp_path / "model.pt")
+    models.save_model(agent, tmp_path / "model.pt")
     before = (tmp_path / "model.pt").read_bytes()
     torch.nn.init.constant_(agent.critic.hidden[0].bias, math.nan)
     with pytest.raises(errors.TrainingError, match="critic are not finite"):
-        evaluation.save_model(agent, tmp_path / "model.pt")
+        models.save_model(agent, tmp_path / "model.pt")
     assert (tmp_path / "model.pt").read_bytes() == before
 
 

@@ -1,5 +1,6 @@
 """The flags that every run has, whatever its algorithm, and the check of every flag."""
 
+import importlib.util
 import json
 import math
 import re
@@ -85,6 +86,10 @@ class Experiment:
     """the folder in which runs/ and videos/ are"""
     save_model: bool = True
     """keep the networks in the run folder: the latest in model.pt, those of the best evaluation in best_model.pt"""
+    upload_model: bool = False
+    """upload the finished run, with its models and a model card, to the Hugging Face Hub"""
+    hf_entity: str = ""
+    """the user or organisation on the Hugging Face Hub (empty: that of your token)"""
 
 
 @dataclass
@@ -125,6 +130,8 @@ class Evaluating:
     """training ends as soon as the mean return of an evaluation reaches this value"""
     evaluate: Path | None = None
     """a run folder: evaluate its best model (its latest if there is no best) instead of training"""
+    export: Literal["onnx"] | None = None
+    """with --evaluate: also write the greedy policy of this model as an ONNX file, beside it"""
 
 
 @dataclass
@@ -145,6 +152,11 @@ class Checkpoints:
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
 
+OPTIONAL_PACKAGES = {  # what a flag needs beyond requirements.txt
+    "track": ["wandb"],
+    "export": ["onnx", "onnxscript"],
+    "upload_model": ["huggingface_hub", "safetensors"],
+}
 Args = Any  # a script's `Args`: these groups, and those of its algorithm
 
 
@@ -173,9 +185,10 @@ def check_args(args: Args) -> None:
             require(name, must.be, must.test)
     require("buffer_size", f"at least --batch-size {args.batch_size}", lambda n: n >= args.batch_size)
     require("buffer_size", f"at least --num-envs {args.num_envs}", lambda n: n >= args.num_envs)
+    require("export", "left out without --evaluate", lambda _: args.evaluate is not None)
     require("target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
-    if args.track:
-        try:
-            import wandb  # noqa: F401
-        except ImportError:
-            raise UsageError("--track True: needs Weights and Biases, install it with: pip install wandb") from None
+    require("upload_model", "left out with --no-save-model", lambda upload: args.save_model or not upload)
+    for name, packages in OPTIONAL_PACKAGES.items():
+        if getattr(args, name) and not all(map(importlib.util.find_spec, packages)):
+            needs = f"needs {' and '.join(packages)}, install with: pip install {' '.join(packages)}"
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: {needs}")

@@ -46,7 +46,7 @@ def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep:
         OSError: if it cannot be written; what was written of it is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{global_step:012d}.tmp"
+    unfinished = folder / f"{global_step:012d}.pt.tmp"
     try:
         write_file(unfinished, partial(torch.save, state))
         place = folder / f"{global_step:012d}.{sha256(unfinished)}.pt"

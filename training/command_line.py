@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,15 +16,17 @@ from tqdm import tqdm
 
 from training.arguments import Args
 from training.environments import check, make_env
-from training.errors import Stopped, TrainingError, UsageError
-from training.evaluation import Evaluation, final_evaluation, saved_models
-from training.policies import load_args
+from training.errors import Stopped, TrainingError, UploadError, UsageError
+from training.evaluation import Evaluation, final_evaluation
+from training.hub import check_upload, upload
+from training.models import saved_models
+from training.policies import export_onnx, load_args
 from training.setup import set_up_torch
 
 # What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output"}
+EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
-RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output"}
+RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output", "upload_model", "hf_entity"}
 
 
 def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
@@ -68,7 +71,7 @@ def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
     if flag == "--evaluate":
-        saved.capture_video = False  # it films only when asked now
+        saved.capture_video = saved.upload_model = False  # only when asked now
     args = parse_args(args_class, argv, saved)
     for name in vars(args):
         if name not in may_change and getattr(args, name) != getattr(saved, name):
@@ -78,13 +81,17 @@ def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path
 
 
 def evaluate_run(args: Args, agent_class: type) -> Evaluation:
-    """Evaluate the saved model of the run `args.evaluate`, as at the end of training."""
+    """Evaluate the saved model of the run `args.evaluate`, as at the end of training, and export it if asked."""
     check(args)
-    if not saved_models(args.evaluate):
+    models = saved_models(args.evaluate)
+    if not models:
         raise UsageError(f"--evaluate {args.evaluate}: must hold a best_model.pt or a model.pt")
     with contextlib.closing(make_env(args)) as env:
         agent = agent_class(env.observation_space, env.action_space, args, set_up_torch(args))
-    return final_evaluation(agent, args, args.evaluate)
+    evaluation = final_evaluation(agent, args, args.evaluate)
+    if args.export:
+        export_onnx(agent, env, models[0])
+    return evaluation
 
 
 def show_once(showwarning: Callable) -> Callable:
@@ -118,34 +125,38 @@ class Script:
     train: Callable[[Any], Path]
 
     def __call__(self) -> None:
-        main(self.args_class, self.agent_class, self.train)
-
-
-def main(args_class: type, agent_class: type, train: Callable[[Any], Path]) -> None:
-    """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
-    sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
-    sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
-    warnings.showwarning = show_once(warnings.showwarning)
-    warnings.filterwarnings("ignore", ".*is out of date")  # Hopper-v4, the default, is the one that CleanRL's results are of
-    warnings.filterwarnings("ignore", ".*ERROR: ")  # of a worker: a line of ours says it
-    warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name
-    try:
-        args = parse_args(args_class, sys.argv[1:], args_class())
-        if args.evaluate and args.resume:
-            raise UsageError(f"--evaluate {args.evaluate}: must be left out with --resume {args.resume}")
-        if args.evaluate:
-            args = parse_saved_args(args_class, sys.argv[1:], "--evaluate", args.evaluate, EVALUATE_MAY_CHANGE)
-            evaluate_run(args, agent_class)
-        else:
-            if args.resume:
-                args = parse_saved_args(args_class, sys.argv[1:], "--resume", args.resume, RESUME_MAY_CHANGE)
-            train(args)
-    except BrokenPipeError:  # the reader of our output left, as in `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
-        sys.exit(1)
-    except Stopped as stop:
-        sys.exit(128 + stop.args[0])
-    except (UsageError, TrainingError) as error:
-        sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
+        sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
+        sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
+        warnings.showwarning = show_once(warnings.showwarning)
+        warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default: CleanRL's results are of it
+        warnings.filterwarnings("ignore", ".*ERROR: ")  # of a worker: a line of ours says it
+        warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name
+        try:
+            args = parse_args(self.args_class, sys.argv[1:], self.args_class())
+            if args.evaluate and args.resume:
+                raise UsageError(f"--evaluate {args.evaluate}: must be left out with --resume {args.resume}")
+            if args.evaluate:
+                args = parse_saved_args(self.args_class, sys.argv[1:], "--evaluate", args.evaluate, EVALUATE_MAY_CHANGE)
+            elif args.resume:
+                args = parse_saved_args(self.args_class, sys.argv[1:], "--resume", args.resume, RESUME_MAY_CHANGE)
+            if args.upload_model:
+                check_upload(args)
+            if args.evaluate:
+                run_dir = args.evaluate
+                evaluate_run(args, self.agent_class)
+            else:
+                run_dir = self.train(args)
+            if args.upload_model:
+                upload(args, self.agent_class.__name__, run_dir)
+        except BrokenPipeError:  # the reader of our output left, as in `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+            sys.exit(1)
+        except Stopped as stop:
+            sys.exit(128 + stop.args[0])
+        except KeyboardInterrupt:  # before a training begins, in an evaluation of a saved run, or in an upload
+            sys.exit(128 + signal.SIGINT)
+        except (UsageError, TrainingError, UploadError) as error:
+            sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            sys.exit(2 if isinstance(error, UsageError) else 1)

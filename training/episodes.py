@@ -124,6 +124,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         if seed is not None:
             self.action_space.seed(seed)
+            self.sampler = self.action_space.np_random.bit_generator.state
         self.observations, infos = self.env.reset(seed=seed, options=options)
         self.episodes = [{}] * self.num_envs
         self.start_episodes(range(self.num_envs), infos)
@@ -135,6 +136,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             episode["actions"].append(action)
             episode["checksum"] = checksum(obs, reward, episode["checksum"])
         self.start_episodes(np.flatnonzero(infos.get("_start", ())), infos)
+        self.sampler = self.action_space.np_random.bit_generator.state
         return self.observations, rewards, terminations, truncations, infos
 
     def start_episodes(self, indices: Sequence[int], infos: dict[str, Any]) -> None:
@@ -150,7 +152,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             "episodes": [episode | {"actions": torch.from_numpy(np.array(episode["actions"]))} for episode in self.episodes],
             "episode_returns": torch.from_numpy(self.env.episode_returns),
             "episode_lengths": torch.from_numpy(self.env.episode_lengths),
-            "action_space": self.action_space.np_random.bit_generator.state,
+            "action_space": self.sampler,  # after the latest step: an action may be drawn for one that fails
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -170,7 +172,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             self.start_episodes(np.flatnonzero(cut_off), infos)
             for index in np.flatnonzero(cut_off):
                 tqdm.write(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
-        self.action_space.np_random.bit_generator.state = state["action_space"]
+        self.action_space.np_random.bit_generator.state = self.sampler = state["action_space"]
 
 
 def find_replay(make: Callable[[bool], ReplayableEnv]) -> str:

@@ -16,6 +16,10 @@ class EnvError(TrainingError):
     is whole: it can be saved."""
 
 
+class UploadError(Exception):
+    """A finished run could not be uploaded: one line on stderr, exit status 1."""
+
+
 class Stopped(Exception):
     """A signal asked the run to stop; the argument is the signal's number."""
 

@@ -1,20 +1,19 @@
-"""Greedy evaluation, the over-estimation monitor, and the saved models."""
+"""Greedy evaluation and the over-estimation monitor."""
 
 import datetime
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from training.arguments import Args
 from training.environments import make_env
-from training.errors import Stopped, TrainingError, UsageError
-from training.files import replace_file
+from training.errors import Stopped, TrainingError
+from training.files import unused, write_json
+from training.models import load_model, saved_models
 from training.setup import versions
 from training.signals import Signals
 
@@ -29,6 +28,11 @@ class Evaluation(NamedTuple):
     returns: np.ndarray
     lengths: np.ndarray
     q_bias: float
+
+    def summary(self) -> dict[str, float]:
+        """What a row of evaluations.csv says of it."""
+        returns = {name: float(getattr(self.returns, name)()) for name in ("mean", "std", "min", "max")}
+        return returns | {"length": float(self.lengths.mean()), "q_bias": self.q_bias}
 
 
 def evaluate(
@@ -72,10 +76,9 @@ def evaluate(
             rewards.append(float(reward))
         observations = np.stack(observations)
         values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
-        surplus = np.zeros(len(values))
-        if hasattr(agent, "state_value"):
-            surplus = agent.state_value(observations) / args.reward_scale - values
-        discounted_return = 0.0 if terminated else float(values[-1] + surplus[-1])
+        expected = agent.state_value(observations) / args.reward_scale if hasattr(agent, "state_value") else values
+        surplus = (expected - values).tolist()
+        discounted_return = 0.0 if terminated else float(expected[-1])
         for step in reversed(range(len(rewards))):
             discounted_return = rewards[step] + args.gamma * discounted_return
             q_errors.append(values[step] - discounted_return)
@@ -108,10 +111,9 @@ def final_evaluation(
     models = saved_models(folder)
     if models:
         load_model(agent, models[0])
-    number = next(n for n in range(1, 1_000_000) if not (folder / f"evaluation{f'-{n}' if n > 1 else ''}.json").exists())
-    name = f"evaluation-{number}" if number > 1 else "evaluation"  # a result is never overwritten
+    place = unused(folder / "evaluation.json")  # a result is never overwritten
     video_folder = Path(args.output, "videos", folder.name) if args.capture_video else None
-    evaluation = evaluate(agent, args, FINAL_EVALUATION_EPISODES, FINAL_EVALUATION_SEED, video_folder, name, signals)
+    evaluation = evaluate(agent, args, FINAL_EVALUATION_EPISODES, FINAL_EVALUATION_SEED, video_folder, place.stem, signals)
     mean, std = evaluation.returns.mean(), evaluation.returns.std()
     result = {
         "env_id": args.env_id,
@@ -127,48 +129,10 @@ def final_evaluation(
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(),
     }
-    replace_file(folder / f"{name}.json", lambda file: file.write(json.dumps(result, indent=2).encode() + b"\n"))
+    write_json(place, result)
     tqdm.write(
         f"final evaluation: {mean:.1f} +- {std:.1f} over {FINAL_EVALUATION_EPISODES} episodes of {args.env_id} "
-        f"({models[0].name if models else 'latest networks'}), written to {folder / name}.json"
+        f"({models[0].name if models else 'latest networks'}), written to {place}"
         + (f", filmed in {video_folder}" if video_folder else "")
     )
     return evaluation
-
-
-def saved_models(folder: Path) -> list[Path]:
-    """The models in a run folder, the best before the latest."""
-    return [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
-
-
-def check_weights(agent) -> None:
-    """Raise a TrainingError if a weight is not finite, before anything good is overwritten."""
-    for name, network in agent.networks.items():
-        if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-            raise TrainingError(f"the weights of {name} are not finite: the models saved before are kept")
-
-
-def save_model(agent, path: Path) -> None:
-    """Write the networks so that a reader finds the old file or the whole new one, never a part.
-
-    Raises:
-        TrainingError: if a weight is not finite; the file stays as it was.
-    """
-    check_weights(agent)
-    replace_file(path, partial(torch.save, {name: network.state_dict() for name, network in agent.networks.items()}))
-
-
-def load_model(agent, path: Path) -> None:
-    """Load what `save_model` wrote; `weights_only` keeps a forged file from running code.
-
-    Raises:
-        UsageError: if the file is damaged or of other networks than the agent's.
-    """
-    try:
-        # To the CPU first: copying from there waits until it is done. A captured `act` reads the networks on another stream.
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, network in agent.networks.items():
-            network.load_state_dict(saved[name])
-    except Exception as error:  # zip, pickle, key and shape errors, depending on where the damage is
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path}: not a whole model of this environment and network size ({reason})") from error

@@ -1,14 +1,15 @@
 """Writing files: complete or not at all, and what happens when the disk is full."""
 
-import contextlib
+import csv
+import io
+import itertools
+import json
 import os
-import threading
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training.errors import TrainingError
@@ -35,6 +36,32 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Replace a file by these values."""
+    replace_file(path, lambda file: file.write(json.dumps(values, indent=2).encode() + b"\n"))
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace a file by a table of these rows, under the names that they share."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+    replace_file(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process left in a run's folder that was killed while it wrote a file."""
+    for path in (*folder.glob("*.*.tmp"), *folder.glob("checkpoints/*.*.tmp")):
+        path.unlink()
+
+
+def unused(path: Path) -> Path:
+    """A path that does not exist: this one or, with a number before its suffix, <stem>-2, <stem>-3 and so on."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([path], numbered) if not path.exists())
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder to the disk, so that a rename in it survives a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -47,6 +74,9 @@ def sync_folder(folder: Path) -> None:
 class WriteOrWarn:
     """Calls functions that write files. If one fails, it prints a warning; the third time in a row for a file, it raises.
 
+    Returns:
+        whether it was written.
+
     Raises:
         TrainingError: at that third time.
     """
@@ -54,45 +84,14 @@ class WriteOrWarn:
     def __init__(self) -> None:
         self.failures: dict[Path, int] = defaultdict(int)
 
-    def __call__(self, path: Path, write: Callable, *values: Any) -> None:
+    def __call__(self, path: Path, write: Callable, *values: Any) -> bool:
         try:
             write(*values)
             self.failures[path] = 0
+            return True
         except OSError as error:
             self.failures[path] += 1
             tqdm.write(f"warning: {path} could not be written ({error.strerror or error})")
             if self.failures[path] == WRITE_ATTEMPTS:
                 raise TrainingError(f"{path} could not be written {WRITE_ATTEMPTS} times in a row: {error}") from error
-
-
-class EventWriter(SummaryWriter):
-    """TensorBoard's writer, except that it survives a full disk: it warns, and goes on with a new file.
-
-    Args:
-        folder: the run's folder.
-        global_step: TensorBoard shall ignore events after this step: a process that was killed may have left some.
-        write_or_warn: counts the failures.
-    """
-
-    def __init__(self, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
-        self.write_or_warn = write_or_warn
-        # When TensorBoard's thread cannot write, it raises the error twice: as an exception of the thread, which would
-        # print a traceback, and in the main thread, where we handle it.
-        excepthook = threading.excepthook
-        threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or excepthook(failure)
-        # TensorBoard respects the purge step of a later file only if the first file of the folder had one too.
-        super().__init__(folder, purge_step=global_step + 1)
-
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
-        self.write_or_warn(Path(self.log_dir, "events.out.tfevents"), self._add_scalar, tag, value, global_step)
-
-    def _add_scalar(self, *event) -> None:
-        try:
-            super().add_scalar(*event)
-        except OSError:
-            self.file_writer = self.all_writers = self.purge_step = None  # the next event opens a new file
-            raise
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
+            return False

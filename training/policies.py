@@ -1,8 +1,12 @@
 """A trained policy outside its run: in your own code, or as an ONNX file."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
+import logging
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,8 @@ import torch
 from training.arguments import Args
 from training.environments import make_env
 from training.errors import UsageError
-from training.evaluation import load_model, saved_models
+from training.files import replace_file, unused
+from training.models import load_model, saved_models
 from training.setup import script_name
 
 SCRIPTS = Path(__file__).parent.parent  # the folder that training/ and the scripts are in
@@ -73,3 +78,61 @@ def load_agent(run_dir: str | Path, device: str | torch.device = "cpu", render_m
         raise UsageError(f"{run_dir}: must hold a best_model.pt or a model.pt")
     load_model(agent, models[0])
     return agent, env
+
+
+class GreedyPolicy(torch.nn.Module):
+    """What `agent.act` computes, as torch's exporter takes it; a Box of actions is never left.
+
+    (The agent's own bounds hold in torch: in onnxruntime, a tanh can be above 1 by a rounding error.)
+    """
+
+    def __init__(self, agent: Any, action_space: gym.Space):
+        super().__init__()
+        self.networks = torch.nn.ModuleDict(agent.networks)  # gives their parameters names
+        self.policy, self.bounded = agent.policy, isinstance(action_space, gym.spaces.Box)
+        if self.bounded:
+            self.register_buffer("low", torch.as_tensor(action_space.low, dtype=torch.float32, device=agent.device))
+            self.register_buffer("high", torch.as_tensor(action_space.high, dtype=torch.float32, device=agent.device))
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        action = self.policy(observation)
+        return action.clamp(self.low, self.high) if self.bounded else action
+
+
+def export_onnx(agent: Any, env: gym.Env, model: Path) -> Path:
+    """Write the greedy policy as an ONNX file beside the model that the agent has loaded, and say so.
+
+    Its input, "observation", is (batch, O) float32, for any batch; its output, "action", is what `agent.act` gives for it.
+
+    Returns:
+        the file, a new one.
+    """
+    observations = torch.zeros(2, *env.observation_space.shape, device=agent.device)
+    with quiet_exporter():
+        program = torch.onnx.export(
+            GreedyPolicy(agent, env.action_space).eval(),
+            (observations,),
+            dynamo=True,
+            input_names=["observation"],
+            output_names=["action"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    place = unused(model.with_suffix(".onnx"))
+    replace_file(place, lambda file: file.write(program.model_proto.SerializeToString()))
+    print(f"{model.name} is exported to {place}")
+    return place
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Without what torch's exporter says of itself: torchvision is not installed, something of its own is deprecated."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)

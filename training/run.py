@@ -1,10 +1,6 @@
 """Everything about a run that is not its algorithm: its folder, its clock, its logs, and how it stops and resumes."""
 
 import contextlib
-import csv
-import dataclasses
-import io
-import json
 import shlex
 import sys
 import time
@@ -22,21 +18,15 @@ from training.arguments import Args
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.environments import check, check_finite
 from training.errors import EnvError, Stopped, TrainingError
-from training.evaluation import (
-    EVALUATION_SEED,
-    Evaluation,
-    check_weights,
-    evaluate,
-    final_evaluation,
-    results_of,
-    save_model,
-)
-from training.files import EventWriter, WriteOrWarn, replace_file
+from training.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation, results_of
+from training.files import WriteOrWarn, remove_unfinished, write_csv, write_json
+from training.logs import Log
+from training.models import check_weights, save_model
 from training.setup import Generators, lock_folder, make_run_folder, set_up_torch, settings_of, start_again, start_wandb
 from training.signals import Signals
 
 LOG_FREQUENCY = 100  # environment steps between two rows of losses in TensorBoard
-SILENCE = 60.0  # seconds between two lines where no progress bar is shown
+CLOCK = ("global_step", "updates", "last_training_step", "evaluations", "evaluation_due", "target_reached")  # saved as they are
 
 
 class Run:
@@ -67,6 +57,7 @@ class Run:
         self.evaluation_due = self.target_reached = False
         self.write_or_warn = WriteOrWarn()
         self.parts: dict[str, Any] = {}
+        self.before_acting: dict[str, Any] = {}
 
     def __enter__(self) -> "Run":
         args = self.args
@@ -74,6 +65,7 @@ class Run:
         self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
         with contextlib.ExitStack() as stack:
             stack.callback(lock_folder(self.folder).release)
+            remove_unfinished(self.folder)
             if self.checkpoint:
                 self.load_state_dict(self.checkpoint["run"])
             elif args.resume:
@@ -84,6 +76,8 @@ class Run:
             if args.track:
                 start_wandb(args, self.folder)
             self.write_settings()
+            if not (self.folder / "args.json").exists():
+                raise TrainingError(f"{self.folder}: without its args.json, this run could not be resumed")
             videos = f", videos are in {Path(args.output, 'videos', self.folder.name)}" if args.capture_video else ""
             print(f"training on {args.env_id} ({self.device}), the run's folder is {self.folder}{videos}")
             if args.learning_starts >= args.total_timesteps:
@@ -93,26 +87,22 @@ class Run:
                 )
             self.generators = Generators(args.seed)
             self.signals = stack.enter_context(Signals())
-            self.writer = EventWriter(self.folder, self.global_step, self.write_or_warn)
-            stack.callback(self.writer.close)
-            self.bar = stack.enter_context(
-                tqdm(total=args.total_timesteps, initial=self.global_step, unit="step", dynamic_ncols=True, disable=None)
-            )
+            self.log = stack.enter_context(contextlib.closing(Log(args, self.folder, self.global_step, self.write_or_warn)))
             if self.checkpoint is None:
-                table = "\n".join(f"|{name}|{value}|" for name, value in dataclasses.asdict(args).items())
-                self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-            self.status = {"return": "-", "evaluation": f"{self.evaluations[-1]['mean']:.1f}" if self.evaluations else "-"}
+                self.log.hyperparameters()
+            if self.evaluations:
+                self.log.status["evaluation"] = f"{self.evaluations[-1]['mean']:.1f}"
             self.start_time = time.perf_counter() - self.elapsed
-            self.log_step, self.log_time = self.global_step, time.perf_counter()
-            self.line_step, self.line_time = self.log_step, self.log_time
             self.exits = stack.pop_all()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback) -> None:
         with self.exits:
             if isinstance(error, EnvError) and self.parts:
-                self.write_or_warn(self.folder / "checkpoints", self.save)
-                tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
+                for name, state in self.before_acting.items():
+                    self.parts[name].load_state_dict(state)
+                if self.write_or_warn(self.folder / "checkpoints", self.save):
+                    tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
         if self.args.track and error is None:
             import wandb
 
@@ -164,7 +154,8 @@ class Run:
             self.write_settings()
         if self.evaluation_due:
             self.evaluate_and_save(fast, save_due=False)
-        self.log_time = time.perf_counter()
+        self.keep_state_before_acting()
+        self.log.row_time = time.perf_counter()
         return fast
 
     def updates_due(self) -> Iterator[int]:
@@ -187,40 +178,31 @@ class Run:
         Raises:
             Stopped: after a checkpoint, if a signal asked for a stop.
         """
-        for index in np.flatnonzero(infos.get("_episode", ())):
-            episode_return, episode_length = infos["episode"]["r"][index], infos["episode"]["l"][index]
-            self.writer.add_scalar("charts/episodic_return", episode_return, self.global_step)
-            self.writer.add_scalar("charts/episodic_length", episode_length, self.global_step)
-            self.status["return"] = f"{episode_return:.1f}"
-            self.bar.set_postfix(self.status, refresh=False)
-        self.bar.update(self.args.num_envs)
-        if self.bar.disable and time.perf_counter() >= self.line_time + SILENCE:
-            self.print_progress()
+        self.before_acting = {}
+        self.log.step(self.global_step, infos)
         self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
         save_due = self.due(self.args.checkpoint_frequency) or self.signals.save or self.signals.stop or not self.unfinished
         log_due = self.due(LOG_FREQUENCY) or not self.unfinished
         if log_due or self.evaluation_due or save_due:
             self.check_losses()
         if log_due:
-            for name, values in self.losses.items():
-                self.writer.add_scalar(f"losses/{name}", values[-1].item(), self.global_step)
+            self.log.row(self.global_step, {name: values[-1].item() for name, values in self.losses.items()})
             self.losses.clear()
-            now = time.perf_counter()
-            speed = (self.global_step - self.log_step) / (now - self.log_time)
-            self.writer.add_scalar("charts/SPS", speed, self.global_step)
-            self.log_step, self.log_time = self.global_step, now
         if self.evaluation_due or save_due:
             pause = time.perf_counter()  # charts/SPS is the speed of training alone
             self.evaluate_and_save(agent, save_due)
-            self.log_time += time.perf_counter() - pause
+            self.log.row_time += time.perf_counter() - pause
+        self.keep_state_before_acting()
 
-    def print_progress(self) -> None:
-        """The progress bar of a log file: a line."""
-        now, steps = time.perf_counter(), self.args.total_timesteps
-        speed = (self.global_step - self.line_step) / (now - self.line_time)
-        left = tqdm.format_interval((steps - self.global_step) / speed)
-        print(f"step {self.global_step:,} of {steps:,}, {speed:.0f} steps/s, last return {self.status['return']}, {left} left")
-        self.line_step, self.line_time = self.global_step, now
+    def keep_state_before_acting(self) -> None:
+        """Keep the state of what acting draws from: if a worker fails in the next step, what is saved is the state before it.
+
+        Only where environments have workers, because it takes 0.05 ms. An environment in this process that raises an error
+        would raise it again after a resume if the same actions followed.
+        """
+        if self.args.vectorization == "async":
+            drawn_from = self.parts.keys() - {"agent", "replay_buffer", "environments"}
+            self.before_acting = {name: self.parts[name].state_dict() for name in drawn_from}
 
     def evaluate_and_save(self, agent: Any, save_due: bool) -> None:
         """Evaluate if that is due, then save if that is due or if it ends the training, then stop if a signal asked for it."""
@@ -237,37 +219,17 @@ class Run:
             self.stop(f"stopped at step {self.global_step}")
 
     def record_evaluation(self, agent: Any, evaluation: Evaluation) -> None:
-        """Show an evaluation, log it, and keep the model if it is the best one."""
-        returns, lengths, q_bias = evaluation
-        mean, std, length = float(returns.mean()), float(returns.std()), float(lengths.mean())
-        self.evaluations.append(
-            {"global_step": self.global_step, "mean": mean, "std": std, "min": float(returns.min())}
-            | {"max": float(returns.max()), "length": length, "q_bias": q_bias}
-        )
-        self.writer.add_scalar("eval/episodic_return", mean, self.global_step)
-        self.writer.add_scalar("eval/episodic_return_std", std, self.global_step)
-        self.writer.add_scalar("eval/episodic_length", length, self.global_step)
-        self.writer.add_scalar("eval/q_bias", q_bias, self.global_step)
-        tqdm.write(
-            f"step {self.global_step}: evaluation {mean:.1f} +- {std:.1f} over {len(returns)} episodes "
-            f"of mean length {length:.0f}, q_bias {q_bias:+.2f}"
-        )
-        if self.args.save_model and mean == max(row["mean"] for row in self.evaluations):
+        """Log an evaluation, keep the model if it is the best one, and end the training if it reaches --target-return."""
+        row = {"global_step": self.global_step} | evaluation.summary()
+        self.evaluations.append(row)
+        self.log.evaluation(row, len(evaluation.returns))
+        if self.args.save_model and row["mean"] == max(row["mean"] for row in self.evaluations):
             self.write_or_warn(self.folder / "best_model.pt", save_model, agent, self.folder / "best_model.pt")
-        self.write_or_warn(self.folder / "evaluations.csv", self.write_evaluations)
-        self.status["evaluation"] = f"{mean:.1f}"
+        self.write_or_warn(self.folder / "evaluations.csv", write_csv, self.folder / "evaluations.csv", self.evaluations)
         self.evaluation_due = False
-        if self.args.target_return is not None and mean >= self.args.target_return:
+        if self.args.target_return is not None and row["mean"] >= self.args.target_return:
             tqdm.write(f"step {self.global_step}: --target-return {self.args.target_return} is reached, training ends")
             self.target_reached = True
-
-    def write_evaluations(self) -> None:
-        """Write evaluations.csv, a row per evaluation."""
-        text = io.StringIO()
-        table = csv.DictWriter(text, ("global_step", "mean", "std", "min", "max", "length", "q_bias"))
-        table.writeheader()
-        table.writerows(self.evaluations)
-        replace_file(self.folder / "evaluations.csv", lambda file: file.write(text.getvalue().encode()))
 
     def check_losses(self) -> None:
         """Stop if any loss since the last row in TensorBoard is not finite, even if later ones are finite again."""
@@ -277,7 +239,7 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint of all parts and of the run itself."""
-        self.writer.flush()
+        self.log.writer.flush()
         check_weights(self.parts["agent"])
         state = {name: part.state_dict() for name, part in (self.parts | {"run": self}).items()}
         save_checkpoint(self.folder / "checkpoints", self.global_step, state, self.args.keep_checkpoints)
@@ -310,25 +272,17 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """The clock, the losses and evaluations so far, and the settings."""
-        return {
-            "global_step": self.global_step,
-            "updates": self.updates,
-            "last_training_step": self.last_training_step,
+        return {name: getattr(self, name) for name in CLOCK} | {
             "losses": {name: torch.stack(values).cpu() for name, values in self.losses.items()},
-            "evaluations": self.evaluations,
-            "evaluation_due": self.evaluation_due,
-            "target_reached": self.target_reached,
             "elapsed": time.perf_counter() - self.start_time,
             "settings": self.settings,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`."""
-        values = {name: value for name, value in state.items() if name not in ("losses", "settings")}
-        vars(self).update(values)
+        vars(self).update({name: state[name] for name in (*CLOCK, "elapsed")})
         self.losses |= {name: list(values.clone().to(self.device)) for name, values in state["losses"].items()}
 
     def write_settings(self) -> None:
         """Write args.json, so that it holds the settings of this run as they are now."""
-        text = json.dumps(self.settings, indent=2) + "\n"
-        replace_file(self.folder / "args.json", lambda file: file.write(text.encode()))
+        self.write_or_warn(self.folder / "args.json", write_json, self.folder / "args.json", self.settings)

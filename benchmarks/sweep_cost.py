@@ -1,0 +1,118 @@
+"""What a sweep costs beside its runs: time of its own for a run, time for a table of all, files and bytes that a run leaves.
+
+    python benchmarks/sweep_cost.py
+
+The first figure is from runs of a script that ends at once, one after the other by a sweep and by a plain loop; the second is
+that of the whole command with --status, over copies of the folder of a run of the default task; the last ones are that run's.
+Prints the figures and writes them to benchmarks/results/sweep_cost.csv.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import sweep  # noqa: E402
+
+SCRIPT, QUICK = ROOT / "ddpg_continuous_action.py", ROOT / "tests" / "quick_script.py"
+RESULTS = ROOT / "benchmarks" / "results" / "sweep_cost.csv"
+RUN = "--total-timesteps 20000 --learning-starts 14000 --checkpoint-frequency 5000 --eval-frequency 5000 --eval-episodes 2"
+
+
+@dataclass
+class Options:
+    """Measure what a sweep costs."""
+
+    runs: int = 200
+    """runs of the sweep, and rows of the table"""
+
+
+def time_of(work) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def own_time(runs: int) -> float:
+    """Seconds for a run that a sweep takes longer than a plain loop over the same commands."""
+    Path("started").unlink(missing_ok=True)
+    kinds = {
+        name: [
+            {"env_id": "Env-v0", "exp_name": name, "seed": seed, "total_timesteps": 1, "does": "finish"} for seed in range(runs)
+        ]
+        for name in ("sweep", "loop")
+    }
+    jobs = [sweep.Job(QUICK, [json.dumps(args)], args) for args in kinds["sweep"]]
+    commands = [[sys.executable, str(QUICK), json.dumps(args)] for args in kinds["loop"]]
+    sweep.LOGS.mkdir(parents=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        by_sweep = time_of(lambda: sweep.run_here(jobs, jobs, workers=1))
+    by_loop = time_of(lambda: [subprocess.run(words, check=True, stdout=subprocess.DEVNULL) for words in commands])
+    return (by_sweep - by_loop) / runs
+
+
+def sizes(folder: Path) -> dict[str, list[int]]:
+    """The sizes of the files in a run folder, by what they are."""
+    found: dict[str, list[int]] = {"checkpoints": [], "models": [], "TensorBoard": [], "others": []}
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        kind = "checkpoints" if path.parent.name == "checkpoints" else "models" if path.name.endswith("model.pt") else "others"
+        found["TensorBoard" if "tfevents" in path.name else kind].append(path.stat().st_size)
+    return found
+
+
+def main(options: Options) -> None:
+    """Measure, print and write the figures."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
+        rows = [("own time of a sweep for a run", 1000 * own_time(options.runs), "ms")]
+        shutil.rmtree("runs")
+        words = [sys.executable, str(ROOT / "sweep.py"), "--script", str(SCRIPT), "--engine", "local", "--settings", f"={RUN}"]
+        subprocess.run([*words, "--num-seeds", "1"], check=True, stdout=subprocess.DEVNULL)
+        (folder,) = (path.parent for path in Path("runs").glob("*/evaluation.json"))
+        settings = json.loads((folder / "args.json").read_text())
+        for seed in range(2, options.runs + 1):
+            copy = shutil.copytree(folder, str(folder).replace("__1__", f"__{seed}__"), copy_function=os.link)
+            (Path(copy) / "args.json").unlink()
+            (Path(copy) / "args.json").write_text(json.dumps(settings | {"args": settings["args"] | {"seed": seed}}))
+        command = [*words, "--num-seeds", str(options.runs), "--status"]
+        table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert f"{options.runs} runs: {options.runs} finished" in table, table
+        seconds = min(time_of(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(3))
+        alone = min(time_of(lambda: subprocess.run([*words, "--help"], stdout=subprocess.DEVNULL)) for _ in range(3))
+        rows += [(f"--status of {options.runs} runs", seconds, "s"), ("of which starting Python (--help)", alone, "s")]
+        found = sizes(folder)
+        rows.append(("files of a run, its log among them", 1 + sum(map(len, found.values())), "files"))
+        rows += [(f"{name} of a run of 20,000 steps", sum(found[name]) / 1e6, "MB") for name in found]
+        checkpoint = max(found["checkpoints"])
+        rows.append(
+            ("a checkpoint of 1,000,000 transitions", (checkpoint + 980_000 * bytes_of_a_transition(folder)) / 1e6, "MB")
+        )
+    RESULTS.parent.mkdir(exist_ok=True)
+    with open(RESULTS, "w", newline="") as file:
+        csv.writer(file).writerows([("what", "value", "unit"), *((name, f"{value:.3g}", unit) for name, value, unit in rows)])
+    for name, value, unit in rows:
+        print(f"{name:42} {value:8.3g} {unit}")
+
+
+def bytes_of_a_transition(folder: Path) -> float:
+    """How much a checkpoint grows with each transition, from two that are 5,000 steps apart."""
+    by_step = {int(path.name[:12]): path.stat().st_size for path in (folder / "checkpoints").glob("*.pt")}
+    (step1, size1), (step2, size2) = sorted(by_step.items())
+    return (size2 - size1) / (step2 - step1)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,238 @@
+"""Tuning: what is tried, what a trial is worth, and that nothing is lost whoever is killed."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+from one_node_slurm import jobs_of_slurm, wait_for
+
+import sweep
+
+optuna = pytest.importorskip("optuna")
+import tune  # noqa: E402
+
+TOY = ROOT / "tests" / "toy_script.py"
+SPACE = '[toy_script]\nx = { low = 0.0, high = 1.0 }\ny = ["left", "right"]\n'
+TRIAL = optuna.trial.TrialState
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Each test has a working directory of its own, with a search space in it."""
+    monkeypatch.chdir(tmp_path)
+    Path("space.toml").write_text(SPACE)
+    return tmp_path
+
+
+def toy_options(**changes) -> tune.Options:
+    """Options of tuning the stand-in for a script."""
+    return tune.Options(
+        **{"script": TOY, "space": Path("space.toml"), "num_seeds": 2, "trials": 2, "engine": "local"} | changes
+    )
+
+
+def command(*words: str) -> list[str]:
+    """The words of tuning it on the command line."""
+    return [sys.executable, str(ROOT / "tune.py"), *f"--script {TOY} --space space.toml --num-seeds 2".split(), *words]
+
+
+def main(monkeypatch, *words: str) -> int:
+    """The command line, without a process of its own."""
+    monkeypatch.setattr(sys, "argv", command(*words)[1:])
+    return sweep.main(tune.Options, tune.tune)
+
+
+def started() -> list[tuple[str, int]]:
+    """Names and process numbers of the runs that were started."""
+    lines = Path("started").read_text().splitlines() if Path("started").exists() else []
+    return [(line.split()[0], int(line.split()[1])) for line in lines]
+
+
+def value(x: float, y: str) -> float:
+    """The mean return of the stand-in over seeds 11 and 12."""
+    return -((x - 0.7) ** 2) - (y == "left") + 0.0005
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    "words, space, part",
+    [
+        ("--seeds 11 2", SPACE, "--seeds [11, 2]: must be none of 1 to 3"),
+        ("--start-seed 3", SPACE, "--seeds [3, 4]: must be none of 1 to 3"),
+        ("--env-ids Pendulum-v1 Pendulum-v1 MountainCarContinuous-v0", SPACE, "one environment"),
+        ("--settings a= b=", SPACE, "one setting"),
+        ("--settings a='--z 1'", SPACE, "--z"),
+        ("--settings a='--eval-frequency 0'", SPACE, "--eval-frequency 0: must be 1 or more"),
+        ("--trials 0", SPACE, "--trials 0: must be a whole number, 1 or more"),
+        ("--space nowhere.toml", SPACE, "--space nowhere.toml, table [toy_script]: "),
+        ("", "[other]\nx = [1]", "table [toy_script]: 'toy_script'"),
+        ("", "[toy_script]\nx = [1", "table [toy_script]: "),
+        ("", "[toy_script]\nz = [1]", "--z"),
+        ("", '[toy_script]\ny = ["left", "up"]', "up"),
+        ("", "[toy_script]\nbatch_size = { low = 0, high = 5 }", "--batch-size"),
+        ("", "[toy_script]\nx = { low = 2.0, high = 1.0 }", "low"),
+        ("", "[toy_script]\nx = { low = 2.0 }", "high"),
+        ("", "[toy_script]\nx = 3", "table [toy_script]: "),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(monkeypatch, capsys, words, space, part):
+    Path("space.toml").write_text(space)
+    assert main(monkeypatch, "--engine", "local", *shlex.split(words)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"error: .*\n", printed.err) and part in printed.err
+    assert not Path("runs").exists()
+
+
+def test_optuna_is_asked_for_in_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(monkeypatch) == 2
+    assert re.fullmatch(r"error: .*optuna.*pip install optuna\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "script, env_id",
+    [("ddpg_continuous_action", "Pendulum-v1"), ("sac_continuous_action", "Pendulum-v1"), ("dqn", "CartPole-v1")],
+)
+def test_the_search_space_fits_every_script_and_begins_with_its_own_setting(script, env_id):
+    """Each value of it is a command line that the script takes; none of the defaults lies outside."""
+    tuner = tune.Tuner(tune.Options(script=ROOT / f"{script}.py", env_ids=(env_id,), engine="local"))
+    trial = tuner.take()
+    (job, *_) = tuner.jobs("first", {name: trial._suggest(name, kind) for name, kind in tuner.space.items()})
+    for name in tuner.args.keys() - {"seed", "exp_name"}:
+        assert tuner.args[name] is None or job.args[name] == tuner.args[name]
+
+
+def test_another_space_setting_or_seeds_are_another_study():
+    names = {tune.Tuner(toy_options(**changes)).name for changes in ({}, {"num_seeds": 3}, {"settings": ("a=--fail",)})}
+    Path("space.toml").write_text(SPACE.replace("0.0", "0.5"))
+    names.add(tune.Tuner(toy_options()).name)
+    assert len(names) == 4 and tune.Tuner(toy_options(trials=7, workers=9)).name in names
+
+
+# Trials
+
+
+def tuner_with(trials: list[float], **changes) -> tune.Tuner:
+    """A tuner after trials of these returns, at each evaluation, that were completed before."""
+    tuner = tune.Tuner(toy_options(trials=1 + len(trials), **changes))
+    for each in trials:
+        curve = dict.fromkeys((10, 20, 30, 40), each)
+        params = {"x": 0.5, "y": "left"}
+        tuner.study.add_trial(
+            optuna.create_trial(params=params, distributions=tuner.space, value=each, intermediate_values=curve)
+        )
+    return tuner
+
+
+@pytest.mark.slow
+def test_a_trial_below_the_median_is_stopped_and_pruned():
+    """It would wait for ever after its second evaluation."""
+    tuner = tuner_with([0.0] * 5, settings=("hold=--hold",))
+    assert tuner.train(tuner.take()) == 0
+    trial = tuner.study.trials[0]
+    assert trial.state == TRIAL.PRUNED and trial.intermediate_values == pytest.approx(
+        {10: value(0, "left"), 20: value(0, "left")}
+    )
+    assert len(started()) == 2 and not any(psutil.pid_exists(pid) for _, pid in started())
+
+
+@pytest.mark.slow
+def test_a_trial_above_the_median_is_worth_the_mean_over_seeds():
+    tuner = tuner_with([-9.0] * 5)
+    assert tuner.train(tuner.take()) == 0
+    trial = tuner.study.trials[0]
+    assert trial.state == TRIAL.COMPLETE and trial.value == pytest.approx(value(0, "left"))
+    assert {name for name, _ in started()} == {f"Pendulum-v1__toy_script-{tuner.name}-0__{seed}" for seed in (11, 12)}
+
+
+@pytest.mark.slow
+def test_a_trial_whose_runs_fail_is_over_and_the_next_one_comes(capsys):
+    tuner = tune.Tuner(toy_options(settings=("fail=--fail",)))
+    assert tuner.train(tuner.take()) == tuner.train(tuner.take()) == 1
+    assert [trial.state for trial in tuner.study.trials] == [TRIAL.FAIL] * 2 and tuner.take() is None
+    assert "error: it failed" in capsys.readouterr().out
+
+
+def test_a_trial_is_one_workers_until_that_is_gone():
+    first, second = tune.Tuner(toy_options()), tune.Tuner(toy_options())
+    one, other = first.take(), second.take()
+    assert (one.number, other.number) == (0, 1) and tune.Tuner(toy_options()).take() is None
+    params = {name: one._suggest(name, kind) for name, kind in first.space.items()}
+    first.lock.release()  # as the system does for a process that is killed
+    again = tune.Tuner(toy_options()).take()
+    assert again.number == 0 and {name: again._suggest(name, kind) for name, kind in first.space.items()} == params
+
+
+# The command line
+
+
+@pytest.mark.slow
+def test_a_search_with_a_known_answer_ends_with_the_command_that_trains_it():
+    words = command("--engine", "local", "--trials", "24", "--workers", "2")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done
+    best = shlex.split(done.stdout.splitlines()[-1])
+    x, y = float(best[best.index("--x") + 1]), best[best.index("--y") + 1]
+    assert abs(x - 0.7) < 0.2 and y == "right"
+    subprocess.run([sys.executable, *best[1:]], check=True, timeout=600)
+    assert started()[-1][0] == "Pendulum-v1__toy_script-tuned__1" and len(started()) == 2 * 24 + 1
+    again = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert again.stdout.splitlines()[-1] == done.stdout.splitlines()[-1] and len(started()) == 2 * 24 + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["the worker", "the worker and its scripts", "Ctrl-C"])
+def test_the_same_command_again_takes_a_trial_up(who):
+    """A trial of two runs is in the middle; nothing of it is started twice that still runs, and nothing is lost."""
+    words = command("--engine", "local", "--trials", "2", "--workers", "1", "--settings", "hold=--hold")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as tuning:
+        wait_for(lambda: len(list(Path("runs").glob("*/checkpoints/*20.0.pt"))) == 2)
+        (worker,) = [child for child in psutil.Process(tuning.pid).children() if "--worker" in child.cmdline()]
+        folders, scripts = sorted(Path("runs").glob("*-0__*")), [pid for _, pid in started()]
+        if who == "Ctrl-C":
+            tuning.send_signal(signal.SIGINT)
+        else:
+            worker.kill()
+            for pid in scripts if "scripts" in who else ():
+                psutil.Process(pid).kill()
+        printed = tuning.communicate(timeout=300)[0]
+    assert tuning.returncode == (130 if who == "Ctrl-C" else 1)
+    assert "to go on: python" in printed if who == "Ctrl-C" else "killed by SIGKILL" in printed
+    assert all(psutil.pid_exists(pid) for pid in scripts) == (who == "the worker")
+    if who == "the worker":
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as tuning:
+            wait_for(lambda: "--worker" in str([child.cmdline() for child in psutil.Process(tuning.pid).children()]))
+            Path("go").touch()
+            printed = tuning.communicate(timeout=300)[0]
+    else:
+        Path("go").touch()
+        printed = subprocess.run(words, capture_output=True, text=True, timeout=300).stdout
+    assert "2 trials: 2 complete" in printed
+    names = [name for name, _ in started()]
+    again = 0 if who == "the worker" else 2
+    assert len(set(names)) == 4 and len(names) == 4 + again and sorted(Path("runs").glob("*-0__*")) == folders
+
+
+@pytest.mark.slow
+def test_workers_on_slurm(slurm):
+    """Two workers, of which one is warned of its time limit and one cancelled; then the same command again."""
+    words = command("--engine", "slurm", "--trials", "4", "--workers", "2", "--time", "5", "--settings", "hold=--hold")
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    wait_for(lambda: len(list(Path("runs").glob("*/checkpoints/*20.0.pt"))) == 4)
+    one, other = jobs_of_slurm("running")
+    subprocess.run(["scancel", "--signal=USR2", one], check=True, timeout=60)
+    subprocess.run(["scancel", other], check=True, timeout=60)
+    wait_for(lambda: not any(psutil.pid_exists(pid) for _, pid in started()[:4]))
+    Path("go").touch()
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    wait_for(lambda: not jobs_of_slurm())
+    printed = subprocess.run(words, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert "4 trials: 4 complete" in printed and len(list(Path("runs").glob("*-tune-*"))) == 8

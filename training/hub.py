@@ -1,0 +1,183 @@
+"""A run on the Hugging Face Hub: a folder that works by itself, and its upload."""
+
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from training.arguments import Args, check_args
+from training.errors import UploadError, UsageError, in_one_line
+from training.evaluation import results_of
+from training.models import saved_models
+from training.policies import SCRIPTS, load_settings
+from training.setup import script_name
+
+# Of a run's folder; its checkpoints stay at home.
+UPLOADED = ("args.json", "*.pt", "*.onnx", "evaluation*.json", "evaluations.csv", "events.out.tfevents.*")
+# What the scripts need. A downloaded folder can thus evaluate its own model.
+CODE = ("training/*.py", "requirements.txt", "LICENSE")
+NOT_IN_COMMAND = {"resume", "evaluate", "export", "output", "upload_model", "hf_entity"}
+NOT_IN_COMMAND |= {"track", "wandb_project_name", "wandb_entity"}  # they tell where a run went, not what it is
+
+
+def repo_id_of(args: Args) -> str:
+    """CleanRL's name of a run's repository, [entity/]env_id-exp_name-seed, without what the Hub does not allow in a name."""
+    name = re.sub(r"[^\w.]+", "-", f"{args.env_id}-{args.exp_name}-seed{args.seed}")
+    return f"{args.hf_entity}/{name}" if args.hf_entity else name
+
+
+def check_upload(args: Args) -> None:
+    """Refuse what cannot be uploaded, before training starts.
+
+    Raises:
+        UsageError: if a package or the token is missing, no model is kept, or the repository's name is not allowed.
+    """
+    check_args(args)
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id_of(args))
+    except HFValidationError as error:
+        raise UsageError(f"--upload-model True: {error}") from None
+    if get_token() is None:
+        raise UsageError("--upload-model True: needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def command_of(args: Args) -> str:
+    """The command that trains this run: every flag that is not at its default."""
+    words = ["python", f"{script_name(type(args))}.py"]
+    for field in dataclasses.fields(args):
+        value, default = getattr(args, field.name), getattr(type(args)(), field.name)
+        flag = field.name.replace("_", "-")
+        if field.name in NOT_IN_COMMAND or value == default:
+            continue
+        elif isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            words += [f"--{flag}", json.dumps(value)]
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
+
+
+def model_card(args: Args, agent_name: str, run_dir: Path, repo_id: str) -> str:
+    """README.md of the repository. Its head gives the last final evaluation, in the form that the Hub's leaderboards read."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    settings, result, script = load_settings(run_dir), results_of(run_dir)[-1], script_name(type(args))
+    reward = f"{result['mean']:.2f} +/- {result['std']:.2f}"
+    metadata = ModelCardData(
+        model_name=agent_name,
+        pipeline_tag="reinforcement-learning",
+        tags=[args.env_id, "deep-reinforcement-learning", "reinforcement-learning", "custom-implementation"],
+        eval_results=[
+            EvalResult(
+                task_type="reinforcement-learning",
+                task_name="reinforcement-learning",
+                dataset_type=args.env_id,
+                dataset_name=args.env_id,
+                metric_type="mean_reward",
+                metric_name="mean_reward",
+                metric_value=reward,
+            )
+        ],
+    )
+    versions = "\n".join(f"| {name} | {version} |" for name, version in settings["versions"].items())
+    return f"""---
+{metadata.to_yaml()}
+---
+
+# {agent_name} on {args.env_id}
+
+Mean return **{reward}** over {result["episodes"]} greedy episodes of `{result["model"]}`, on starts that it was not chosen on
+(`evaluation*.json`; the evaluations while training are in `evaluations.csv` and in the TensorBoard file).
+
+## Use it
+
+```bash
+hf download {repo_id} --local-dir policy
+cd policy
+pip install -r requirements.txt
+python {script}.py --evaluate .
+```
+
+```python
+from training.policies import load_agent
+
+agent, env = load_agent(".")
+obs, _ = env.reset()
+action = agent.act(obs[None])[0]
+```
+
+## Train it again
+
+```bash
+{command_of(args)}
+```
+
+| | version |
+|---|---|
+{versions}
+
+Trained on {settings["device"]} with {settings["num_threads"]} CPU threads; all settings are in `args.json`.
+"""
+
+
+def build_folder(args: Args, agent_name: str, run_dir: Path, repo_id: str, folder: Path) -> None:
+    """Fill an empty folder with what is uploaded: the run, its model as safetensors too, a video, the code, a model card."""
+    from safetensors.torch import save
+
+    for pattern in UPLOADED:
+        for path in run_dir.glob(pattern):
+            shutil.copy(path, folder)
+    model = saved_models(run_dir)[0]
+    networks = torch.load(model, map_location="cpu", weights_only=True)
+    tensors = {f"{name}.{key}": value for name, network in networks.items() for key, value in network.items()}
+    (folder / model.with_suffix(".safetensors").name).write_bytes(save(tensors, {"format": "pt"}))
+    places = {Path(args.output).resolve(), run_dir.resolve().parent.parent}
+    videos = [path for place in places for path in (place / "videos" / run_dir.resolve().name).glob("*.mp4")]
+    if videos:  # the latest of an evaluation, or of training if there is none
+        latest = max(videos, key=lambda path: (path.name.startswith("evaluation"), path.stat().st_mtime))
+        shutil.copy(latest, folder / "replay.mp4")
+    for pattern in (f"{script_name(type(args))}.py", *CODE):
+        for path in SCRIPTS.glob(pattern):
+            place = folder / path.relative_to(SCRIPTS)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(path, place)
+    (folder / "README.md").write_text(model_card(args, agent_name, run_dir, repo_id))
+
+
+def upload(args: Args, agent_name: str, run_dir: Path) -> None:
+    """Make the repository, if it is not there, and upload a run to it. Its files take the place of those of an earlier one.
+
+    Raises:
+        UploadError: if it fails; the run's folder stays as it is.
+    """
+    import huggingface_hub
+
+    try:
+        api = huggingface_hub.HfApi()
+        repo_id = api.create_repo(repo_id_of(args), exist_ok=True).repo_id  # with the user's name where no entity was given
+        with tempfile.TemporaryDirectory() as folder:
+            build_folder(args, agent_name, run_dir, repo_id, Path(folder))
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=f"Upload {run_dir.resolve().name}",
+                delete_patterns=[*UPLOADED, "*.safetensors", "replay.mp4"],
+            )
+    except Exception as error:  # no network, no permission, a full disk: many types
+        again = ["python", sys.argv[0], "--evaluate", str(run_dir), "--upload-model"]
+        again += ["--hf-entity", args.hf_entity] if args.hf_entity else []
+        raise UploadError(
+            f"{run_dir} is whole but was not uploaded ({in_one_line(error)}), to try again: {shlex.join(again)}"
+        ) from error
+    print(f"{run_dir} is uploaded: {commit.commit_url}")

@@ -1,0 +1,135 @@
+"""What a run says while it trains: TensorBoard, and a progress bar or, where there is no terminal, a line a minute."""
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+import unittest.mock
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from tensorboard.summary.writer import event_file_writer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from training.arguments import Args
+from training.files import WriteOrWarn
+
+SILENCE = 60.0  # seconds between two lines where no progress bar is shown
+
+
+class Log:
+    """The log of a run.
+
+    Args:
+        args: the arguments of the run.
+        folder: its folder.
+        global_step: the step at which it goes on.
+        write_or_warn: counts writes that fail.
+
+    Attributes:
+        row_time: when the latest row of losses was written; later by the pauses since then, which charts/SPS leaves out.
+        status: the latest return and evaluation, as the progress bar shows them.
+    """
+
+    def __init__(self, args: Args, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
+        self.args = args
+        self.writer = EventWriter(folder, global_step, write_or_warn)
+        self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", dynamic_ncols=True, disable=None)
+        self.status = {"return": "-", "evaluation": "-"}
+        self.row_step = self.line_step = global_step
+        self.row_time = self.line_time = time.perf_counter()
+
+    def close(self) -> None:
+        self.bar.close()
+        self.writer.close()
+
+    def hyperparameters(self) -> None:
+        """Log the arguments."""
+        table = "\n".join(f"|{name}|{value}|" for name, value in dataclasses.asdict(self.args).items())
+        self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+
+    def step(self, global_step: int, infos: dict[str, Any]) -> None:
+        """Log the episodes that ended with this step of the environments, and show how far the run is."""
+        for index in np.flatnonzero(infos.get("_episode", ())):
+            episode_return, episode_length = infos["episode"]["r"][index], infos["episode"]["l"][index]
+            self.writer.add_scalar("charts/episodic_return", episode_return, global_step)
+            self.writer.add_scalar("charts/episodic_length", episode_length, global_step)
+            self.status["return"] = f"{episode_return:.1f}"
+            self.bar.set_postfix(self.status, refresh=False)
+        self.bar.update(self.args.num_envs)
+        if self.bar.disable and (now := time.perf_counter()) >= self.line_time + SILENCE:
+            speed, total = (global_step - self.line_step) / (now - self.line_time), self.args.total_timesteps
+            left = tqdm.format_interval((total - global_step) / speed)
+            last = self.status["return"]
+            print(f"step {global_step:,} of {total:,}, {speed:.0f} steps/s, last return {last}, {left} left")
+            self.line_step, self.line_time = global_step, now
+
+    def row(self, global_step: int, losses: dict[str, float]) -> None:
+        """Log losses, and the steps a second since the last such row."""
+        for name, loss in losses.items():
+            self.writer.add_scalar(f"losses/{name}", loss, global_step)
+        now = time.perf_counter()
+        self.writer.add_scalar("charts/SPS", (global_step - self.row_step) / (now - self.row_time), global_step)
+        self.row_step, self.row_time = global_step, now
+
+    def evaluation(self, row: dict[str, float], episodes: int) -> None:
+        """Log an evaluation, a row of evaluations.csv, and print it."""
+        step, mean, std = row["global_step"], row["mean"], row["std"]
+        self.writer.add_scalar("eval/episodic_return", mean, step)
+        self.writer.add_scalar("eval/episodic_return_std", std, step)
+        self.writer.add_scalar("eval/episodic_length", row["length"], step)
+        self.writer.add_scalar("eval/q_bias", row["q_bias"], step)
+        tqdm.write(
+            f"step {step}: evaluation {mean:.1f} +- {std:.1f} over {episodes} episodes "
+            f"of mean length {row['length']:.0f}, q_bias {row['q_bias']:+.2f}"
+        )
+        self.status["evaluation"] = f"{mean:.1f}"
+
+
+class EventWriter(SummaryWriter):
+    """TensorBoard's writer, except that it survives a full disk: it warns, and goes on with a new file.
+
+    Args:
+        folder: the run's folder.
+        global_step: TensorBoard shall ignore events after this step: a process that was killed may have left some.
+        write_or_warn: counts the failures.
+    """
+
+    def __init__(self, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
+        self.write_or_warn = write_or_warn
+        # When TensorBoard's thread cannot write, it raises the error twice: as an exception of the thread, which would
+        # print a traceback, and in the main thread, where we handle it.
+        self.excepthook = threading.excepthook
+        threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or self.excepthook(failure)
+        # TensorBoard respects the purge step of a later file only if the first file of the folder had one too.
+        super().__init__(folder, purge_step=global_step + 1)
+
+    def _get_file_writer(self):
+        """Open a file if none is open. TensorBoard reads the files of a folder in the order of their names, which begin with
+        the second of the clock: this one gets a later second than all others, whatever the clock says."""
+        if self.file_writer is None:
+            seconds = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
+            last = max((int(second) for second in seconds if second.isdigit()), default=0)
+            times = itertools.chain([max(time.time(), last + 1)], iter(time.time, None))  # TensorBoard's first call names it
+            with unittest.mock.patch.object(event_file_writer, "time", SimpleNamespace(time=lambda: next(times))):
+                super()._get_file_writer()
+        return self.file_writer
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        self.write_or_warn(Path(self.log_dir, "events.out.tfevents"), self._add_scalar, tag, value, global_step)
+
+    def _add_scalar(self, *event) -> None:
+        try:
+            super().add_scalar(*event)
+        except OSError:
+            self.file_writer = self.all_writers = self.purge_step = None  # the next event opens a new file
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+        threading.excepthook = self.excepthook

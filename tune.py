@@ -1,0 +1,150 @@
+"""Tune the flags of a script with Optuna: trials of several seeds, side by side on this machine or as jobs of SLURM.
+
+    pip install optuna==5.0.0
+    python tune.py --env-ids Hopper-v4 --settings short="--total-timesteps 200000" --trials 50     # the flags of sweep.py
+    python tune.py (the same) --engine slurm --workers 10 --time 240                               # ten trials side by side
+
+A trial trains a setting on all seeds at once; its value is the mean over seeds and the last five evaluations, and it is pruned
+below the median of the trials before. The first one has the script's own setting. What is tried stands in tune.toml. The same
+command again goes on: a trial whose worker was killed is taken up from its run folders. Journal and logs are in runs/.sweep/.
+"""
+
+import os
+import shlex
+import sys
+import tomllib
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import filelock
+
+import sweep
+from training.errors import UsageError
+
+
+@dataclass
+class Tuning:
+    """What is tried, and how often."""
+
+    space: Path = Path(__file__).parent / "tune.toml"  # the search space: a file with a table for the script
+    trials: int = 50  # trials in all
+    worker: bool = False  # be one of the workers: for tune.py itself
+
+
+@dataclass
+class Options(Tuning, sweep.Runs, sweep.Slurm):
+    """Tune the flags of a script; the same command again goes on. --workers trials are side by side."""
+
+    start_seed: int = 11  # not 1, 2 or 3, on which results are reported
+
+
+class Worker(sweep.Job):
+    """A process that works on one trial after the other. For a sweep it is a run; its steps are those of all trials."""
+
+    def status(self, queue: dict[str, str]) -> tuple[str, int, None, None]:
+        found = sorted(Path("runs").glob(f"{self.name.rpartition('__')[0]}-*/checkpoints/*.pt"))  # of each run the last is kept
+        return super().status(queue)[0], sum({path.parent: int(path.name[:12]) for path in found}.values()), None, None
+
+
+class Tuner:
+    """A study of Optuna, known by all that its values depend on. Raises a UsageError for a mistake in what is asked for."""
+
+    def __init__(self, options: Options):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.options, self.optuna, runs = options, optuna, sweep.plan(options)
+        self.args, self.seeds = runs[0].args | {"seed": None}, [job.args["seed"] for job in runs]
+        if {1, 2, 3} & {*self.seeds} or any(job.args | {"seed": None} != self.args for job in runs):
+            raise UsageError(f"--seeds {self.seeds}: must be none of 1 to 3, for reporting; and one environment, one setting")
+        if self.args["eval_frequency"] == 0:
+            raise UsageError("--eval-frequency 0: must be 1 or more, the evaluations say what a trial is worth")
+        try:
+            table, kinds = tomllib.loads(options.space.read_text())[options.script.stem], optuna.distributions
+            make = {list: kinds.CategoricalDistribution, dict: lambda ends: kinds.FloatDistribution(**ends)}
+            self.space = {name: make[type(choice)](choice) for name, choice in table.items()}
+            for name, kind in self.space.items():
+                for value in kind.choices if hasattr(kind, "choices") else (kind.low, kind.high):
+                    self.jobs("tune", {name: value})
+        except (OSError, ValueError, TypeError, KeyError, UsageError) as error:
+            raise UsageError(f"--space {options.space}, table [{options.script.stem}]: {error}") from None
+        self.name = f"tune-{zlib.crc32(repr([options.script.stem, self.args, self.seeds, table]).encode()):08x}"
+        sweep.LOGS.mkdir(parents=True, exist_ok=True)
+        self.journal = f"{sweep.LOGS / self.name}.journal"
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(self.journal))
+        self.study = optuna.create_study(storage=storage, study_name=self.name, direction="maximize", load_if_exists=True)
+        own = ((name, value) for name, value in self.args.items() if name in table and value is not None)
+        own = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in own}
+        self.study.enqueue_trial(own, skip_if_exists=True)
+        self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=self.args["total_timesteps"] // 5)
+
+    def jobs(self, name: str, params: dict[str, Any], **others: Any) -> list[sweep.Job]:
+        """The runs of a setting, by default on the seeds of a trial. (The environment was checked before.)"""
+        flags = [self.options.settings[0].partition("=")[2]]
+        for flag, value in params.items():
+            flags.append(f"--{'no-' * (value is False)}{flag.replace('_', '-')}{f' {value}' * (not isinstance(value, bool))}")
+        return sweep.plan(replace(self.options, settings=(f"{name}={' '.join(flags)}",), status=True, **others))
+
+    def take(self) -> Any:
+        """A trial to work on, locked: one whose worker is gone or, if there is none, a new one; None at the end."""
+        with filelock.FileLock(f"{self.journal}.claim"):
+            while True:
+                for trial in (trials := [one for one in self.study.get_trials(deepcopy=False) if one.state.name != "WAITING"]):
+                    self.lock = filelock.FileLock(f"{self.journal}.{trial.number}")  # lets go of the last one
+                    if trial.state.name == "RUNNING" and not sweep.is_locked(Path(self.lock.lock_file)):
+                        self.lock.acquire()
+                        return self.optuna.trial.Trial(self.study, trial._trial_id)
+                if len(trials) >= self.options.trials:
+                    return None
+                self.study.ask()
+
+    def train(self, trial: Any) -> int:
+        """Train a trial and, if it ends, tell its value; returns the exit status."""
+        jobs = self.jobs(f"{self.name}-{trial.number}", {name: trial._suggest(name, kind) for name, kind in self.space.items()})
+        means, self.pruned = dict(self.study.trials[trial.number].intermediate_values), False
+
+        def enough() -> bool:
+            for rows in zip(*(sweep.read_evaluations(job.folder()) for job in jobs), strict=False):
+                if (step := rows[0][0]) not in means:
+                    means[step] = mean(value for _, value in rows)
+                    trial.report(means[step], step)
+                    self.pruned = self.pruned or trial.should_prune()
+            return self.pruned or any(job.status({})[0] == "failed" for job in jobs)
+
+        status, states = sweep.run_here(jobs, jobs, len(jobs), enough), {job.status({})[0] for job in jobs}
+        if states == {"finished"}:
+            enough()
+            self.study.tell(trial, mean([*means.values()][-5:]))  # five, as in compare.py
+        elif self.pruned or "failed" in states:
+            self.study.tell(trial, state=self.optuna.trial.TrialState["PRUNED" if self.pruned else "FAIL"])
+        return status
+
+
+def tune(options: Options) -> int:
+    """Be a worker; or start the workers, here or on SLURM, and say where it is. Returns the exit status."""
+    tuner, status = Tuner(options), 0
+    if options.worker:
+        while status < 2 and (trial := tuner.take()):
+            status = tuner.train(trial)
+        return status
+    if sum(trial.state.is_finished() for trial in tuner.study.trials) < options.trials:
+        workers = options.workers or max(1, os.cpu_count() // len(tuner.seeds))
+        steps = {"total_timesteps": options.trials * len(tuner.seeds) * tuner.args["total_timesteps"]}
+        jobs = tuner.jobs(tuner.name, {}, seeds=tuple(range(workers)))
+        jobs = [Worker(Path(__file__).resolve(), [*sys.argv[1:], "--worker"], job.args | steps) for job in jobs]
+        os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
+        status = sweep.sweep(jobs, replace(options, workers=workers, cpus=options.cpus * len(tuner.seeds)))
+    states = [trial.state.name.lower() for trial in tuner.study.trials]
+    print(f"{options.trials} trials: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+    if "complete" in states:
+        best = tuner.study.best_trial
+        flags = shlex.join(tuner.jobs("tuned", best.params, seeds=(1,))[0].flags)
+        print(f"the best one, {best.value:.4g}, is trial {best.number}; to train it:\npython {options.script} {flags}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(sweep.main(Options, tune))
