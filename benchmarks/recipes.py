@@ -52,10 +52,15 @@ class Recipe(NamedTuple):
 
 
 SAC, DQN = "sac_continuous_action.py", "dqn.py"
-INVERTED_PENDULUM = (  # of all algorithms, so that they can be compared
+INVERTED_PENDULUM = (  # what the recipes for it share
     """--env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 --learning-starts 5000 --eval-frequency 5000 """
-    "--eval-episodes 20 --target-return 990 --num-envs 32 --gradient-steps 8 --reward-scale 0.1 --batch-size 128 "
-    "--hidden-sizes 64 64 --buffer-size 150000"
+    "--eval-episodes 20 --target-return 990 --num-envs 32 --gradient-steps 8 --batch-size 128 --hidden-sizes 64 64 "
+    "--buffer-size 150000"
+)
+# SAC's third step reached 1,000 in 20 episodes (seed 21) with a model that fell in 2 of 20 others: 50 tell more.
+INVERTED_PENDULUM_SAC = (
+    INVERTED_PENDULUM.replace("--eval-episodes 20 --target-return 990", "--eval-episodes 50 --target-return 1000")
+    + " --policy-lr 1e-3 --accelerate compile"
 )
 RECIPES = {
     "pendulum": Recipe(
@@ -82,34 +87,34 @@ RECIPES = {
     ),
     "inverted_pendulum": Recipe(
         "InvertedPendulum-v5",
-        f"{INVERTED_PENDULUM} --learning-rate 1e-3 "
-        "--exploration-noise 0.3 --exploration-noise-end 0.05 --exploration-fraction 0.5",
+        """--env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 """
+        "--learning-starts 5000 --eval-frequency 10000 --eval-episodes 20 --num-envs 32 --gradient-steps 8 "
+        "--reward-scale 0.1 --exploration-noise 0.3 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
+        "--learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 150000",
         950,
     ),
     "inverted_pendulum_dqn": Recipe(
         "InvertedPendulum-v5",
-        f"{INVERTED_PENDULUM} --bins 2 --learning-rate 1e-3 --train-frequency 32 --exploration-fraction 0.2",
+        f"{INVERTED_PENDULUM} --reward-scale 0.1 --learning-rate 1e-3 --bins 2 --train-frequency 32 --exploration-fraction 0.2",
         950,
         algorithm="DQN",
         script=DQN,
     ),
     "inverted_pendulum_m1": Recipe(
         "InvertedPendulum-v5",
-        f"{INVERTED_PENDULUM} --policy-lr 1e-3 --num-critics 1 --alpha 0 --no-autotune",
+        f"{INVERTED_PENDULUM_SAC} --reward-scale 0.1 --num-critics 1 --alpha 0 --no-autotune",
         950,
         algorithm="SAC M1",
         script=SAC,
     ),
     "inverted_pendulum_m2": Recipe(
         "InvertedPendulum-v5",
-        f"{INVERTED_PENDULUM} --policy-lr 1e-3 --num-critics 2 --alpha 0 --no-autotune",
+        f"{INVERTED_PENDULUM_SAC} --reward-scale 0.1 --num-critics 2 --alpha 0 --no-autotune",
         950,
         algorithm="SAC M2",
         script=SAC,
     ),
-    "inverted_pendulum_m3": Recipe(
-        "InvertedPendulum-v5", f"{INVERTED_PENDULUM} --policy-lr 1e-3", 950, algorithm="SAC M3", script=SAC
-    ),
+    "inverted_pendulum_m3": Recipe("InvertedPendulum-v5", INVERTED_PENDULUM_SAC, 950, algorithm="SAC M3", script=SAC),
     "hopper": Recipe("Hopper-v4", "", None),
 }
 
