@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -373,6 +374,8 @@ def sweep(jobs: list[Job], options: Options) -> int:
 
 def main(options_class: type = Options, work: Callable[[Any], int] = lambda options: sweep(plan(options), options)) -> int:
     """The command line: parse it and work; an expected error is one line and status 2."""
+    sys.path.append(os.getcwd())  # where the module of --env-ids module:EnvId may be
+    warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default
     try:
         return work(parse_args(options_class, sys.argv[1:], options_class()))
     except (UsageError, CalledProcessError, ModuleNotFoundError) as error:  # the second: scontrol

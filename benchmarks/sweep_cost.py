@@ -3,7 +3,8 @@
     python benchmarks/sweep_cost.py
 
 The first figure is from runs of a script that ends at once, one after the other by a sweep and by a plain loop; the second is
-that of the whole command with --status, over copies of the folder of a run of the default task; the last ones are that run's.
+the processor time of the whole command with --status, over copies of the folder of a run of the default task; the last ones are
+that run's.
 Prints the figures and writes them to benchmarks/results/sweep_cost.csv.
 """
 
@@ -28,7 +29,8 @@ import sweep  # noqa: E402
 
 SCRIPT, QUICK = ROOT / "ddpg_continuous_action.py", ROOT / "tests" / "quick_script.py"
 RESULTS = ROOT / "benchmarks" / "results" / "sweep_cost.csv"
-RUN = "--total-timesteps 20000 --learning-starts 14000 --checkpoint-frequency 5000 --eval-frequency 5000 --eval-episodes 2"
+STEPS, BETWEEN = 12_000, 4_000  # of the run, and between two of its checkpoints; the last two are from after its first update
+RUN = f"--total-timesteps {STEPS} --learning-starts 7500 --checkpoint-frequency {BETWEEN} --eval-frequency {BETWEEN} --no-cuda"
 
 
 @dataclass
@@ -44,6 +46,14 @@ def time_of(work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def processor_time(command: list[str]) -> float:
+    """Seconds of processor time that a command takes: of an idle machine, the time until it ends."""
+    before = os.times()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def own_time(runs: int) -> float:
@@ -90,28 +100,23 @@ def main(options: Options) -> None:
         command = [*words, "--num-seeds", str(options.runs), "--status"]
         table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert f"{options.runs} runs: {options.runs} finished" in table, table
-        seconds = min(time_of(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(3))
-        alone = min(time_of(lambda: subprocess.run([*words, "--help"], stdout=subprocess.DEVNULL)) for _ in range(3))
-        rows += [(f"--status of {options.runs} runs", seconds, "s"), ("of which starting Python (--help)", alone, "s")]
+        seconds = processor_time(command)
+        rows += [
+            (f"--status of {options.runs} runs", seconds, "s"),
+            ("starting Python for it", processor_time([*words, "--help"]), "s"),
+        ]
         found = sizes(folder)
         rows.append(("files of a run, its log among them", 1 + sum(map(len, found.values())), "files"))
-        rows += [(f"{name} of a run of 20,000 steps", sum(found[name]) / 1e6, "MB") for name in found]
-        checkpoint = max(found["checkpoints"])
-        rows.append(
-            ("a checkpoint of 1,000,000 transitions", (checkpoint + 980_000 * bytes_of_a_transition(folder)) / 1e6, "MB")
-        )
+        rows += [(f"{name} of a run of {STEPS:,} steps", sum(found[name]) / 1e6, "MB") for name in found]
+        first, last = sorted((folder / "checkpoints").glob("*.pt"))
+        growth = (last.stat().st_size - first.stat().st_size) / BETWEEN
+        rows.append(("a transition in a checkpoint", growth, "bytes"))
+        rows.append(("a checkpoint of 1,000,000 transitions", (last.stat().st_size + (1_000_000 - STEPS) * growth) / 1e6, "MB"))
     RESULTS.parent.mkdir(exist_ok=True)
     with open(RESULTS, "w", newline="") as file:
         csv.writer(file).writerows([("what", "value", "unit"), *((name, f"{value:.3g}", unit) for name, value, unit in rows)])
     for name, value, unit in rows:
         print(f"{name:42} {value:8.3g} {unit}")
-
-
-def bytes_of_a_transition(folder: Path) -> float:
-    """How much a checkpoint grows with each transition, from two that are 5,000 steps apart."""
-    by_step = {int(path.name[:12]): path.stat().st_size for path in (folder / "checkpoints").glob("*.pt")}
-    (step1, size1), (step2, size2) = sorted(by_step.items())
-    return (size2 - size1) / (step2 - step1)
 
 
 if __name__ == "__main__":

@@ -105,8 +105,16 @@ def test_ctrl_c_while_a_saved_run_is_evaluated_is_quiet(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signals", ["TERM,TERM", "TERM,USR2,TERM", "GROUP-TERM,TERM", "TERM,INT"])
-@pytest.mark.parametrize(("moment", "number"), [("step", 377), ("write", 3)])
+@pytest.mark.parametrize(
+    ("moment", "number", "signals"),
+    [
+        ("step", 377, "TERM,TERM"),
+        ("step", 377, "TERM,INT"),
+        ("step", 377, "GROUP-TERM,TERM"),
+        ("write", 3, "TERM,TERM"),
+        ("write", 3, "TERM,USR2,TERM"),
+    ],
+)
 def test_a_scheduler_may_signal_twice(uninterrupted, tmp_path, moment, number, signals):  # noqa: F811
     """Also while a checkpoint is being written: it is whole, and the run goes on from it."""
     done = run_killed(tmp_path, moment, number, *PENDULUM.split(), signals=signals)
@@ -155,9 +163,14 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("episode", "words"), [(5, "stopped at step 400"), (9, "stopped at step 600"), (12, "stopped in the final evaluation")]
+    ("mode", "episode", "words"),
+    [
+        ("eager", 5, "stopped at step 400"),
+        ("eager", 9, "stopped at step 600"),
+        ("eager", 12, "stopped in the final evaluation"),
+        ("compile", 5, "stopped at step 400"),
+    ],
 )
-@pytest.mark.parametrize("mode", ["eager", "compile"])
 def test_a_stop_while_evaluating_waits_for_the_episode_at_most(uninterrupted, tmp_path, episode, words, mode):  # noqa: F811
     """Three episodes in each of three evaluations, then twenty; the resumed run makes the evaluation up."""
     arguments = f"{PENDULUM} --eval-episodes 3 --accelerate {mode}"

@@ -156,7 +156,7 @@ def test_a_failed_upload_loses_nothing_and_says_how_to_repeat_it(tmp_path, refus
         assert "403" in line and (run_dir / "evaluation.json").exists()
         server.refuses = None
         again = shlex.split(line.split("to try again: ")[1])
-        assert again[0] == "python" and again[1].endswith("ddpg_continuous_action.py")
+        assert again[0] == "python" and again[1].endswith("ddpg_continuous_action.py") and again[-2:] == ["--hf-entity", "me"]
         done = script(*again[2:], cwd=tmp_path, **environment)
         assert done.returncode == 0, done.stderr
         (files,) = server.repos.values()

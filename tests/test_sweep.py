@@ -124,6 +124,14 @@ def test_a_mistake_is_one_line_before_anything_starts(monkeypatch, capsys, words
     assert os.listdir("runs") == [".sweep"] and os.listdir(sweep.LOGS) == []
 
 
+def test_an_environment_may_lie_in_the_working_directory(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("own_envs.py").write_text("import gymnasium as gym\ngym.register('Own-v0', lambda **_: gym.make('Pendulum-v1'))\n")
+    assert main(monkeypatch, "--engine", "local", "--env-ids", "own_envs:Own-v0", "--num-seeds", "1", "--status") == 0
+    monkeypatch.setattr(sweep, "sweep", lambda jobs, options: len(jobs))
+    assert main(monkeypatch, "--engine", "local", "--env-ids", "own_envs:Own-v0", "--num-seeds", "3") == 3
+
+
 def test_environments_are_checked_once_for_many_seeds_and_not_for_a_table(monkeypatch):
     checked = Counter()
     monkeypatch.setattr(sweep, "check", lambda args: checked.update([args.env_id]))

@@ -167,7 +167,9 @@ def test_a_trial_is_one_workers_until_that_is_gone():
     assert (one.number, other.number) == (0, 1) and tune.Tuner(toy_options()).take() is None
     params = {name: one._suggest(name, kind) for name, kind in first.space.items()}
     first.lock.release()  # as the system does for a process that is killed
-    again = tune.Tuner(toy_options()).take()
+    third = tune.Tuner(toy_options())
+    again = third.take()
+    assert third.take().number == 0  # somebody stopped its scripts: it goes on with it
     assert again.number == 0 and {name: again._suggest(name, kind) for name, kind in first.space.items()} == params
 
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from training.arguments import Args
 
-# Compiling takes some 25 seconds the first time (5 when torch finds it in its cache) and saves about a millisecond an update
-# (an estimate): below this many updates, the plain code is done sooner.
+# Compiling takes some 25 seconds the first time (5 when torch finds it in its cache) and saves about a millisecond an update:
+# well below this many updates, the plain code is done sooner. `benchmarks/speed.py --break-even` measures it.
 UPDATES_WORTH_COMPILING = 40_000
 
 
