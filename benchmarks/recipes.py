@@ -220,12 +220,14 @@ def run_all(options: Options) -> int:
 
 
 def table() -> str:
-    """The README's section: a row per task, and the command and the learning curve of each."""
+    """The README's section: a row per seed of each task that was run, and its command and learning curve."""
     rows = ["| task | algorithm | goal | seed | steps | minutes | greedy mean +- std | last five | q_bias |"]
     rows.append("|---" * 9 + "|")
     commands = []
     for task, recipe in RECIPES.items():
         results = sorted((row for row in read_results() if row["task"] == task), key=lambda row: int(row["seed"]))
+        if not results:
+            continue
         for row in results:
             rows.append(
                 f"| {recipe.env_id} | {recipe.algorithm} | {recipe.goal or 'report'} | {row['seed']} | {int(row['steps']):,} "

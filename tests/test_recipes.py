@@ -39,7 +39,7 @@ def test_the_table_of_three_algorithms(monkeypatch):
     assert rest.split(family.MARKS[1])[0] == family.table()
     steps = {1: ("10016", "90"), 2: ("30016", "60"), 3: ("", "")}
     rows = [{"seed": str(n), "goal_step": step, "goal_seconds": seconds} for n, (step, seconds) in steps.items()]
-    monkeypatch.setattr(family, "results", lambda: {"DQN": rows, "DDPG": rows[:2]})
+    monkeypatch.setattr(family, "results", lambda: {"inverted_pendulum_dqn": rows, "inverted_pendulum": rows[:2]})
     assert family.table().splitlines()[2:] == [
         "| DQN | 10,016; 30,016; not reached | 30,016 | 1.5; 1.0; not reached | 1.5 |",
         "| DDPG | 10,016; 30,016 | 20,016 | 1.5; 1.0 | 1.2 |",
