@@ -373,8 +373,8 @@ def train(args: Args) -> Path:
         low, high = spaces[1].low, spaces[1].high
         agent = DDPG(*spaces, args, run.device)
         # Only terminations are stored: a time limit is no terminal state.
-        of_steps = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, **of_steps)
+        options = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, **options)
         noise = ExplorationNoise(spaces[1], args)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb, noise=noise)
