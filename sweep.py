@@ -31,12 +31,12 @@ from typing import Any, Literal
 import filelock
 from tqdm import tqdm
 
-from training.arguments import check_args
-from training.command_line import parse_args
-from training.environments import check
+from training import arguments
+from training.arguments import check_args, parse_args
 from training.errors import UsageError
 
-LOGS, SLURM_FOLDER = Path("runs/.sweep"), Path("runs/.sweep/slurm")
+LOGS = Path("runs/.sweep")
+SLURM_FOLDER, PLAN = LOGS / "slurm", LOGS / "plan.json"
 STOPPED = {130, 143, -signal.SIGINT, -signal.SIGTERM}  # exit statuses after a stop: saved, or too early for that
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FRUITLESS_STARTS = 3  # in a row, each ended by the time limit before its first step: the job is not queued again
@@ -209,11 +209,20 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def uses_slurm(options: Options) -> bool:
+    """Whether the runs are for SLURM. Raises a UsageError if they are not, but what a job asks of it is given."""
+    slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
+    if not slurm and any(getattr(options, option.name) != option.default for option in fields(Slurm)):
+        raise UsageError(f"{' '.join('--' + option.name for option in fields(Slurm))}: are for SLURM only")
+    return slurm
+
+
 def plan(options: Options) -> list[Job]:
     """The runs that are asked for. Raises a UsageError for a mistake in any flag or, unless for --status, environment."""
     for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus", "trials"):  # the last one is tune.py's
         if (value := getattr(options, name, None)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be a whole number, 1 or more")
+    uses_slurm(options)
     if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
         raise UsageError("--settings: each must have a name of its own")
     sys.path.insert(0, str(options.script.resolve().parent))
@@ -239,9 +248,24 @@ def plan(options: Options) -> list[Job]:
                     as_saved = json.loads(json.dumps(asdict(args), default=str))
                     jobs.append(Job(options.script, [*flags, *own_flags], as_saved))
                 if not options.status:
-                    check(args)
+                    importlib.import_module("training.environments").check(args)
         except (UsageError, ValueError) as error:
             raise UsageError(f"--settings {setting}: {error}" if setting else str(error)) from None
+    return jobs
+
+
+def planned(options: Options) -> list[Job]:
+    """What `plan` gives; for --status from a file, if nothing has changed since. To import a script, and so PyTorch, takes
+    seconds."""
+    sources = (options.script, Path(__file__), Path(arguments.__file__))
+    asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads(PLAN.read_text())
+        if options.status and saved["asked"] == asked:
+            return [Job(options.script, flags, args) for flags, args in saved["jobs"]]
+    jobs = plan(options)
+    PLAN.parent.mkdir(parents=True, exist_ok=True)
+    PLAN.write_text(json.dumps({"asked": asked, "jobs": [(job.flags, job.args) for job in jobs]}))
     return jobs
 
 
@@ -357,9 +381,7 @@ def submit(jobs: list[Job], options: Options) -> None:
 
 def sweep(jobs: list[Job], options: Options) -> int:
     """Show the runs and, unless it is for --status, go on with those that nobody works on; returns the exit status."""
-    slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
-    if not slurm and any(getattr(options, option.name) != option.default for option in fields(Slurm)):
-        raise UsageError(f"{' '.join('--' + option.name for option in fields(Slurm))}: are for SLURM only")
+    slurm = uses_slurm(options)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
     LOGS.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(LOGS / ".lock"):  # two sweeps must not submit the same job
@@ -372,7 +394,7 @@ def sweep(jobs: list[Job], options: Options) -> int:
     return 0 if slurm or options.status else run_here(jobs, todo, options.workers or os.cpu_count())
 
 
-def main(options_class: type = Options, work: Callable[[Any], int] = lambda options: sweep(plan(options), options)) -> int:
+def main(options_class: type = Options, work: Callable[[Any], int] = lambda options: sweep(planned(options), options)) -> int:
     """The command line: parse it and work; an expected error is one line and status 2."""
     sys.path.append(os.getcwd())  # where the module of --env-ids module:EnvId may be
     warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default

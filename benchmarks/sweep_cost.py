@@ -2,9 +2,9 @@
 
     python benchmarks/sweep_cost.py
 
-The first figure is from runs of a script that ends at once, one after the other by a sweep and by a plain loop; the second is
-the processor time of the whole command with --status, over copies of the folder of a run of the default task; the last ones are
-that run's.
+The first figures are from runs of a script that ends at once, one after the other by a sweep and by a plain loop; the next are
+the processor time of the whole command with --status, over copies of the folder of a run of the default task: after a start of
+the same sweep, whose plan is then in a file, and without one, when the script must be imported. The last ones are that run's.
 Prints the figures and writes them to benchmarks/results/sweep_cost.csv.
 """
 
@@ -101,12 +101,12 @@ def main(options: Options) -> None:
             (Path(copy) / "args.json").unlink()
             (Path(copy) / "args.json").write_text(json.dumps(settings | {"args": settings["args"] | {"seed": seed}}))
         command = [*words, "--num-seeds", str(options.runs), "--status"]
+        unplanned = processor_time(command)
         table = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert f"{options.runs} runs: {options.runs} finished" in table, table
-        seconds = processor_time(command)
         rows += [
-            (f"--status of {options.runs} runs", seconds, "s"),
-            ("starting Python for it", processor_time([*words, "--help"]), "s"),
+            (f"--status of {options.runs} runs", processor_time(command), "s"),
+            ("the same, of a sweep that was not started here", unplanned, "s"),
         ]
         found = sizes(folder)
         rows.append(("files of a run, its log among them", 1 + sum(map(len, found.values())), "files"))
@@ -119,7 +119,7 @@ def main(options: Options) -> None:
     with open(RESULTS, "w", newline="") as file:
         csv.writer(file).writerows([("what", "value", "unit"), *((name, f"{value:.3g}", unit) for name, value, unit in rows)])
     for name, value, unit in rows:
-        print(f"{name:42} {value:8.3g} {unit}")
+        print(f"{name:48} {value:8.3g} {unit}")
 
 
 if __name__ == "__main__":

@@ -276,9 +276,9 @@ LONG = {"total_timesteps": 1_000_000, "learning_starts": 25_000}
         (LONG, None, None, "eager", "no C++ compiler"),
         (LONG, "eager", "g++", "eager", ""),  # a resumed run keeps its mode
         (LONG | {"accelerate": "eager"}, "compile", "g++", "eager", ""),  # unless it is told otherwise
-        ({"total_timesteps": 30_000}, None, "g++", "eager", ""),
-        ({"total_timesteps": 30_000}, "compile", "g++", "compile", ""),
-        (LONG | {"num_envs": 32}, None, "g++", "eager", ""),  # 30,468 updates
+        ({"total_timesteps": 20_000}, None, "g++", "eager", ""),
+        ({"total_timesteps": 20_000}, "compile", "g++", "compile", ""),
+        (LONG | {"num_envs": 64}, None, "g++", "eager", ""),  # 15,234 updates
         (LONG | {"num_envs": 32, "gradient_steps": 8}, None, "g++", "compile", "243,744 updates"),
         (LONG | {"train_frequency": 50, "gradient_steps": -1}, None, "g++", "compile", "975,000 updates"),
     ],

@@ -17,7 +17,8 @@ import torch
 from conftest import ROOT, quick_args
 
 import ddpg_continuous_action as ddpg
-from training import command_line, environments, errors, replay_buffer
+from training import environments, errors, replay_buffer
+from training.arguments import parse_args
 
 
 def script(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -216,7 +217,7 @@ def test_help_is_grouped_and_names_every_flag(tmp_path):
 
 
 def test_underscores_and_negations_work_as_in_cleanrl():
-    parsed = command_line.parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
+    parsed = parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
     assert parsed == ddpg.Args(env_id="Ant-v5", cuda=False, learning_rate=1e-3)
 
 

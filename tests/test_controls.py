@@ -11,7 +11,8 @@ from test_replay import Idle, stored
 
 import ddpg_continuous_action as ddpg
 import training.run
-from training import command_line, environments, evaluation
+from training import environments, evaluation
+from training.arguments import parse_args
 
 
 def agent_with(**changes) -> ddpg.DDPG:
@@ -253,7 +254,7 @@ def test_environment_arguments_and_time_limit(run):
     assert {length for _, length in lengths} == {3}
     lengths = run(quick_args(env_id="Counter-v0", max_episode_steps=2), Idle).scalars["charts/episodic_length"]
     assert {length for _, length in lengths} == {2}
-    parsed = command_line.parse_args(ddpg.Args, ["--env-kwargs", '{"reset_noise_scale": 0.2}'], ddpg.Args())
+    parsed = parse_args(ddpg.Args, ["--env-kwargs", '{"reset_noise_scale": 0.2}'], ddpg.Args())
     assert parsed.env_kwargs == {"reset_noise_scale": 0.2}
     env = gym.make("InvertedPendulum-v5", **parsed.env_kwargs)
     assert env.unwrapped._reset_noise_scale == 0.2

@@ -24,6 +24,7 @@ import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
 from training import acceleration, command_line
+from training.arguments import parse_args
 
 SCRIPTS = sorted(f"{script.__name__}.py" for script in AGENTS)
 
@@ -253,7 +254,7 @@ CLEANRLS_OWN_FLAGS = {
 @pytest.mark.parametrize("script", AGENTS, ids=lambda script: script.__name__)
 def test_cleanrls_flags_are_ours_with_the_same_defaults(script):
     words = shlex.split(f"{CLEANRLS_FLAGS} {CLEANRLS_OWN_FLAGS[script]}")
-    assert command_line.parse_args(script.Args, words, script.Args()) == script.Args()
+    assert parse_args(script.Args, words, script.Args()) == script.Args()
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ from test_arguments import main_in_this_process, refused, script
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from training import command_line, hub
+from training import hub
+from training.arguments import parse_args
 
 TOY = "--env-id toys:Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --batch-size 16 --eval-frequency 100"
 
@@ -42,7 +43,7 @@ def test_the_command_of_a_run_gives_its_arguments_again(**changes):
     args = ddpg.Args(**changes)
     words = shlex.split(hub.command_of(replace(args, output="/scratch", upload_model=True, hf_entity="me", track=True)))
     assert words[:2] == ["python", "ddpg_continuous_action.py"]
-    assert command_line.parse_args(ddpg.Args, words[2:], ddpg.Args()) == args
+    assert parse_args(ddpg.Args, words[2:], ddpg.Args()) == args
 
 
 def test_the_command_of_the_defaults_is_short():

@@ -10,8 +10,7 @@ from conftest import ROOT, quick_args
 from test_faults import PENDULUM
 from test_resume import run_killed
 
-from training import command_line
-from training.arguments import check_args
+from training.arguments import check_args, parse_args
 from training.checkpoints import load_checkpoint
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -26,10 +25,10 @@ def test_a_recipe_runs(run, task):
     """Its own flags, for a few hundred steps; too few to compile anything."""
     _, script, *arguments = shlex.split(recipes.command(recipes.RECIPES[task]))
     args_class = importlib.import_module(script.removesuffix(".py")).Args
-    args = command_line.parse_args(args_class, arguments, args_class())
+    args = parse_args(args_class, arguments, args_class())
     assert args.env_id == recipes.RECIPES[task].env_id
     check_args(args)
-    short = command_line.parse_args(args_class, [*arguments, *SHORT.split(), "--accelerate", "eager"], args_class())
+    short = parse_args(args_class, [*arguments, *SHORT.split(), "--accelerate", "eager"], args_class())
     assert (run(short).run_dir / "evaluation.json").exists()
 
 

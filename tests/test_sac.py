@@ -9,7 +9,8 @@ from test_ddpg import ACTIONS, OBS, NumpyDDPG, batch_of
 from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
 
 import sac_continuous_action as sac
-from training import command_line, environments, errors, evaluation
+from training import environments, errors, evaluation
+from training.arguments import parse_args
 
 
 def agent_with(**changes) -> sac.SAC:
@@ -339,7 +340,7 @@ def test_q_bias_is_zero_for_a_critic_that_is_right(alpha):
 
 
 def test_the_temperature_may_stay_as_it_is():
-    assert not command_line.parse_args(sac.Args, ["--no-autotune"], sac.Args()).autotune
+    assert not parse_args(sac.Args, ["--no-autotune"], sac.Args()).autotune
 
 
 def test_discrete_actions_are_refused():

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from fingerprint import fingerprint
 from one_node_slurm import jobs_of_slurm, wait_for
 
 import sweep
+from training import environments
 
 QUICK = ROOT / "tests" / "quick_script.py"
 SCRIPT = ROOT / "ddpg_continuous_action.py"
@@ -134,12 +136,36 @@ def test_an_environment_may_lie_in_the_working_directory(monkeypatch):
 
 def test_environments_are_checked_once_for_many_seeds_and_not_for_a_table(monkeypatch):
     checked = Counter()
-    monkeypatch.setattr(sweep, "check", lambda args: checked.update([args.env_id]))
+    monkeypatch.setattr(environments, "check", lambda args: checked.update([args.env_id]))
     options = sweep.Options(env_ids=("A-v0", "B-v0"), num_seeds=100, settings=("a=", "b="))
     assert len(sweep.plan(options)) == 400 and checked == {"A-v0": 2, "B-v0": 2}
     options.status = True
     sweep.plan(options)
     assert checked.total() == 4
+
+
+def test_a_table_needs_no_script_if_nothing_has_changed(monkeypatch, capsys):
+    """Importing a script takes seconds. Asked for something else, or after a change of the script, it is imported."""
+    plans, plan = [], sweep.plan
+    monkeypatch.setattr(sweep, "plan", lambda options: plans.append(options) or plan(options))
+
+    def table(plans_until_then: int, *words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["sweep.py", "--script", "own.py", "--status", "--engine", "local", *words])
+        assert sweep.main() == 0 and len(plans) == plans_until_then
+        return capsys.readouterr().out
+
+    shutil.copy(SCRIPT, "own.py")
+    assert table(1) == table(1) and table(1).count("Hopper-v4__own__") == 3
+    assert table(2, "--num-seeds", "2") == table(2, "--num-seeds", "2") != table(3)
+    os.utime("own.py", (1, 1))
+    table(4)
+    sweep.PLAN.write_text("{")  # another sweep is writing it
+    table(5)
+
+
+def test_without_importing_a_script_there_is_no_torch():
+    code = "import sys, sweep; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 # What is known of a run

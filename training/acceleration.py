@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from training.arguments import Args
 
-# Compiling takes some 25 seconds the first time (5 when torch finds it in its cache) and saves about a millisecond an update:
-# well below this many updates, the plain code is done sooner. `benchmarks/speed.py --break-even` measures it.
-UPDATES_WORTH_COMPILING = 40_000
+# Compiling takes some 25 seconds the first time (10 when torch finds it in its cache) and saves about a millisecond an update:
+# after some 20,000 updates (10,000) it has paid. `benchmarks/speed.py --break-even` measures it.
+UPDATES_WORTH_COMPILING = 20_000
 
 
 def choose_mode(args: Args, device: torch.device, global_step: int, began_with: str | None) -> str:

@@ -1,12 +1,14 @@
-"""The flags that every run has, whatever its algorithm, and the check of every flag."""
+"""The flags that every run has, whatever its algorithm; how flags are parsed, and the check of each. Imports no PyTorch."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import math
 import re
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -192,3 +194,34 @@ def check_args(args: Args) -> None:
         if getattr(args, name) and not all(map(importlib.util.find_spec, packages)):
             needs = f"needs {' and '.join(packages)}, install with: pip install {' '.join(packages)}"
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: {needs}")
+
+
+def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
+    """Parse the command line.
+
+    Raises:
+        UsageError: with the text of tyro's error, on one line.
+    """
+    # tyro prints a box of help for each nested dataclass: nest the bases of Args for it, and flatten what comes back.
+    groups = args_class.__bases__
+    values = asdict(default)
+    defaults = [base(**{field.name: values[field.name] for field in fields(base)}) for base in groups]
+    nested = make_dataclass("Args", [(base.__name__.lower(), base) for base in groups])
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed = tyro.cli(
+                nested,
+                args=argv,
+                default=nested(*defaults),
+                description=args_class.__doc__,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):  # --help
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in errors.getvalue().splitlines()[1:]]
+        text = " ".join(line for line in lines if line)
+        text = text.replace("Argument helptext:", "-- expected").split(" For full helptext")[0]
+        raise UsageError(f"{text} (see --help)") from None
+    return args_class(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})

@@ -1,8 +1,7 @@
-"""From the command line to a run: parse, train, resume or evaluate; what goes wrong is one line."""
+"""From the command line to a run: train, resume or evaluate; what goes wrong is one line."""
 
 import contextlib
 import dataclasses
-import io
 import os
 import signal
 import sys
@@ -11,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tqdm import tqdm
 
-from training.arguments import Args
+from training.arguments import Args, parse_args
 from training.environments import check, make_env
 from training.errors import Stopped, TrainingError, UploadError, UsageError
 from training.evaluation import Evaluation, final_evaluation
@@ -27,37 +25,6 @@ from training.setup import set_up_torch
 EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
 RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output", "upload_model", "hf_entity"}
-
-
-def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
-    """Parse the command line.
-
-    Raises:
-        UsageError: with the text of tyro's error, on one line.
-    """
-    # tyro prints a box of help for each nested dataclass: nest the bases of Args for it, and flatten what comes back.
-    groups = args_class.__bases__
-    values = dataclasses.asdict(default)
-    defaults = [base(**{field.name: values[field.name] for field in dataclasses.fields(base)}) for base in groups]
-    nested = dataclasses.make_dataclass("Args", [(base.__name__.lower(), base) for base in groups])
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(
-                nested,
-                args=argv,
-                default=nested(*defaults),
-                description=args_class.__doc__,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as exit:
-        if exit.code in (0, None):  # --help
-            raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in errors.getvalue().splitlines()[1:]]
-        text = " ".join(line for line in lines if line)
-        text = text.replace("Argument helptext:", "-- expected").split(" For full helptext")[0]
-        raise UsageError(f"{text} (see --help)") from None
-    return args_class(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})
 
 
 def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> Args:
