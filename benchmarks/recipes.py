@@ -62,6 +62,12 @@ INVERTED_PENDULUM_SAC = (
     INVERTED_PENDULUM.replace("--eval-episodes 20 --target-return 990", "--eval-episodes 50 --target-return 1000")
     + " --policy-lr 1e-3 --accelerate compile"
 )
+LUNAR_LANDER_DQN = (
+    "--learning-starts 10000 --eval-frequency 10000 --eval-episodes 50 --target-return 240 "
+    "--train-frequency 4 --target-network-frequency 1000 --learning-rate 5e-4 --hidden-sizes 128 128 "
+    "--exploration-fraction 0.2 --buffer-size 200000"
+)
+BOX2D = 'pip install "gymnasium[box2d]==1.4.0"'
 RECIPES = {
     "pendulum": Recipe(
         "Pendulum-v1",
@@ -83,7 +89,7 @@ RECIPES = {
         "--policy-frequency 1 --exploration-noise 0.2 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
         "--buffer-size 200000",
         200,
-        'pip install "gymnasium[box2d]==1.4.0"',
+        BOX2D,
     ),
     "inverted_pendulum": Recipe(
         "InvertedPendulum-v5",
@@ -115,6 +121,29 @@ RECIPES = {
         script=SAC,
     ),
     "inverted_pendulum_m3": Recipe("InvertedPendulum-v5", INVERTED_PENDULUM_SAC, 950, algorithm="SAC M3", script=SAC),
+    "cart_pole_dqn": Recipe(
+        "CartPole-v1",
+        "--total-timesteps 50000 --learning-starts 1000 --eval-frequency 2500 --eval-episodes 20 --target-return 500 "
+        "--train-frequency 256 --gradient-steps 128 --target-network-frequency 10 --learning-rate 2.3e-3 --batch-size 64 "
+        "--hidden-sizes 256 256 --exploration-fraction 0.16 --end-e 0.04 --buffer-size 50000",
+        475,
+        algorithm="DQN",
+        script=DQN,
+    ),
+    "lunar_lander_dqn": Recipe("LunarLander-v3", LUNAR_LANDER_DQN, 200, BOX2D, algorithm="DQN", script=DQN),
+    "lunar_lander_double_dqn": Recipe(
+        "LunarLander-v3", f"{LUNAR_LANDER_DQN} --double-q", 200, BOX2D, algorithm="Double DQN", script=DQN
+    ),
+    "pendulum_sac": Recipe(
+        "Pendulum-v1",
+        "--total-timesteps 20000 --learning-starts 1000 --eval-frequency 2000 "
+        "--policy-lr 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 20000",
+        -200,
+        algorithm="SAC",
+        script=SAC,
+    ),
+    "hopper_sac": Recipe("Hopper-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC),
+    "half_cheetah_sac": Recipe("HalfCheetah-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC),
     "hopper": Recipe("Hopper-v4", "", None),
 }
 
