@@ -400,6 +400,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, monkeypatch, capsys, argum
     assert message in capsys.readouterr().err and not list(tmp_path.glob("comparison*"))
 
 
+@pytest.mark.slow
 def test_the_file_alone_compares_what_is_in_runs(tmp_path):
     """Beside CleanRL's folders, without the rest of this repository."""
     for seed in (1, 2, 3):

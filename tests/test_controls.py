@@ -29,6 +29,7 @@ def noise_of(parts) -> np.ndarray:
 ACTION_RANGE = np.array([0, -3, 10], np.float32), np.array([2, 1, 10.5], np.float32)
 
 
+@pytest.mark.slow
 def test_ou_noise_is_a_process_of_each_environment_that_starts_anew_with_each_episode(run):
     args = quick_args(
         env_id="Bounds-v0",

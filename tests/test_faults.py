@@ -125,6 +125,7 @@ def test_a_scheduler_may_signal_twice(uninterrupted, tmp_path, moment, number, s
     assert fingerprint(run_dir) == uninterrupted(PENDULUM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["USR1", "USR2"])
 def test_a_save_signal_saves_and_goes_on(uninterrupted, at_step, tmp_path, name):  # noqa: F811
     at_step(577, lambda: os.kill(os.getpid(), getattr(signal, f"SIG{name}")))

@@ -17,19 +17,30 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import family
 import recipes
 
-SHORT = "--total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
+SHORT = (
+    " --total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
+    " --accelerate eager"
+)
+
+
+def args_of(task: str, more: str = ""):
+    """The arguments of a recipe's command, with more flags after it."""
+    _, script, *words = shlex.split(recipes.command(recipes.RECIPES[task]) + more)
+    args_class = importlib.import_module(script.removesuffix(".py")).Args
+    return parse_args(args_class, words, args_class())
 
 
 @pytest.mark.parametrize("task", recipes.RECIPES)
+def test_a_recipe_is_understood(task):
+    assert args_of(task).env_id == recipes.RECIPES[task].env_id
+    check_args(args_of(task))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", recipes.RECIPES)
 def test_a_recipe_runs(run, task):
     """Its own flags, for a few hundred steps; too few to compile anything."""
-    _, script, *arguments = shlex.split(recipes.command(recipes.RECIPES[task]))
-    args_class = importlib.import_module(script.removesuffix(".py")).Args
-    args = parse_args(args_class, arguments, args_class())
-    assert args.env_id == recipes.RECIPES[task].env_id
-    check_args(args)
-    short = parse_args(args_class, [*arguments, *SHORT.split(), "--accelerate", "eager"], args_class())
-    assert (run(short).run_dir / "evaluation.json").exists()
+    assert (run(args_of(task, SHORT)).run_dir / "evaluation.json").exists()
 
 
 def test_the_table_of_three_algorithms(monkeypatch):

@@ -274,6 +274,7 @@ def test_a_delayed_policy_is_made_up_for(run):
     assert drawn.shape == (18 * 4, 16, 2) and len(drawn.flatten(1).unique(dim=0)) == 18 * 4
 
 
+@pytest.mark.slow
 def test_noise_is_drawn_for_each_environment_and_dimension(run):
     """Four environments in the same state, a standard deviation as small as the actor gives: no two actions go together."""
 

@@ -36,6 +36,7 @@ def training_scalars(parts) -> dict:
     return {tag: rows for tag, rows in parts.scalars.items() if not tag.startswith("eval/") and tag != "charts/SPS"}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_with_and_without_evaluation_and_video(run):
     """(save_model=False: the final evaluation loads the best networks, and here the last ones are compared.)"""
     base = quick_args(num_envs=2, save_model=False)
