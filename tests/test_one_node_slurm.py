@@ -9,6 +9,7 @@ from one_node_slurm import ask_slurm, jobs_of_slurm, missing, one_node_slurm, wa
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.slurm,
     pytest.mark.skipif(bool(missing()), reason=f"{', '.join(missing())} not found: apt-get install slurm-wlm munge"),
 ]
 

@@ -374,6 +374,7 @@ def test_a_failing_script_fails_its_job():
 
 
 @pytest.mark.slow
+@pytest.mark.slurm
 def test_slurm_runs_each_job_once_and_names_what_failed(slurm, capsys, folder):
     """Five jobs are two arrays; while they are queued or running nothing is submitted again; then the failed one is."""
     Path("go").touch()
@@ -395,6 +396,7 @@ def test_slurm_runs_each_job_once_and_names_what_failed(slurm, capsys, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.slurm
 def test_preempted_out_of_time_and_cancelled_runs_end_bit_identical(slurm, folder):
     """Three runs of the real script, each at its 250th step, and the same command again at the end."""
     (folder / "alone").mkdir()

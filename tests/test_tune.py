@@ -225,6 +225,7 @@ def test_the_same_command_again_takes_a_trial_up(who):
 
 
 @pytest.mark.slow
+@pytest.mark.slurm
 def test_workers_on_slurm(slurm):
     """Two workers, of which one is warned of its time limit and one cancelled; then the same command again."""
     words = command("--engine", "slurm", "--trials", "4", "--workers", "2", "--time", "5", "--settings", "hold=--hold")
