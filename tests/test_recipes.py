@@ -4,9 +4,11 @@ import importlib
 import shlex
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import ROOT, quick_args
+from PIL import Image
 from test_faults import PENDULUM
 from test_resume import run_killed
 
@@ -15,6 +17,7 @@ from training.checkpoints import load_checkpoint
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import family
+import film
 import recipes
 
 SHORT = (
@@ -84,6 +87,23 @@ def test_when_the_goal_was_reached(run):
 def test_the_readme_and_the_results_agree():
     before, rest = (ROOT / "README.md").read_text().split(recipes.MARKS[0])
     assert rest.split(recipes.MARKS[1])[0] == recipes.table()
+
+
+@pytest.mark.slow
+def test_a_film_is_of_the_first_episode_of_the_final_evaluation(run, tmp_path, monkeypatch, capsys):
+    """Its first picture is the start of that episode; it is as long as the episode, and as wide as its size allows."""
+    folder = run(quick_args(env_id="Pendulum-v1", eval_frequency=0)).run_dir
+    env = gym.make("Pendulum-v1", render_mode="rgb_array")
+    env.reset(seed=20_000)
+    start = env.render()
+    pictures = film.film(folder)
+    assert len(pictures) == 75 and np.array_equal(pictures[0], start) and not np.array_equal(pictures[-1], start)
+    film.main(film.Options(folder, tmp_path / "film.gif", width=100))
+    with Image.open(tmp_path / "film.gif") as gif:
+        assert gif.size == (100, 100) and gif.n_frames > 60 and gif.info["loop"] == 0  # equal pictures become one
+    monkeypatch.setattr(film, "MOST_BYTES", 30_000)
+    film.main(film.Options(folder, tmp_path / "film.gif", width=200))
+    assert (tmp_path / "film.gif").stat().st_size <= 30_000 and "75 pictures" in capsys.readouterr().out
 
 
 @pytest.mark.slow
