@@ -170,7 +170,7 @@ def test_n_step_samples_are_stable_baselines3s(n_steps, num_envs, transitions):
     np.testing.assert_array_equal(ours.transitions, before)  # the sums are made in the sample
 
 
-def test_n_steps_reach_the_loss(run):
+def test_n_steps_reach_the_update(run):
     """In Counter each reward is 1 and an episode is cut off after 5 steps: sums of 3, 2 at an episode's last step but one."""
     seen = []
 
@@ -189,6 +189,18 @@ def test_n_steps_reach_the_loss(run):
         torch.testing.assert_close(batch.rewards[:, 0], 2.0 * (2 - 2 * 0.5**steps))
         torch.testing.assert_close(batch.next_observations[:, 0], batch.observations[:, 0] + steps)
     assert newest.sum() < 4 and len(seen) == 200
+
+
+def test_a_sum_of_rewards_ends_at_a_termination_and_at_the_newest_step_whatever_the_observations():
+    """All observations are zeros, as are the rows that are not filled yet: by them alone every step would follow every other."""
+    space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    rb = ddpg.ReplayBuffer(9, space, space, "cpu", handle_timeout_termination=False, n_steps=3, gamma=0.5)
+    for terminated in (0, 0, 1, 0, 0):
+        rb.add(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), np.array([terminated]), [])
+    batch = rb._get_samples(np.arange(5))
+    assert batch.discounts[:, 0].tolist() == [0.125, 0.25, 0.5, 0.25, 0.5]
+    assert batch.rewards[:, 0].tolist() == [1.75, 1.5, 1.0, 1.5, 1.0]
+    assert batch.dones[:, 0].tolist() == [1, 1, 1, 0, 0]
 
 
 def test_the_discounts_of_a_batch_replace_gamma():
