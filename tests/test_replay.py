@@ -192,7 +192,7 @@ def test_n_steps_reach_the_update(run):
 
 
 def test_a_sum_of_rewards_ends_at_a_termination_and_at_the_newest_step_whatever_the_observations():
-    """All observations are zeros, as are the rows that are not filled yet: by them alone every step would follow every other."""
+    """All observations are zeros, as are the rows not filled yet: by them alone, every step would follow every other one."""
     space = gym.spaces.Box(-1, 1, (2,), np.float32)
     rb = ddpg.ReplayBuffer(9, space, space, "cpu", handle_timeout_termination=False, n_steps=3, gamma=0.5)
     for terminated in (0, 0, 1, 0, 0):
