@@ -63,7 +63,7 @@ INVERTED_PENDULUM_SAC = (
     + " --policy-lr 1e-3 --accelerate compile"
 )
 LUNAR_LANDER_DQN = (
-    "--learning-starts 10000 --eval-frequency 10000 --eval-episodes 50 --target-return 240 "
+    "--learning-starts 10000 --eval-frequency 20000 --eval-episodes 50 --target-return 240 "
     "--train-frequency 4 --target-network-frequency 1000 --learning-rate 5e-4 --hidden-sizes 128 128 "
     "--exploration-fraction 0.2 --buffer-size 200000"
 )
