@@ -210,7 +210,7 @@ def is_locked(path: Path) -> bool:
 
 
 def uses_slurm(options: Options) -> bool:
-    """Whether the runs are for SLURM. Raises a UsageError if they are not, but what a job asks of it is given."""
+    """Whether the runs are for SLURM. Raises a UsageError for a flag of SLURM if they are not."""
     slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
     if not slurm and any(getattr(options, option.name) != option.default for option in fields(Slurm)):
         raise UsageError(f"{' '.join('--' + option.name for option in fields(Slurm))}: are for SLURM only")
@@ -248,15 +248,17 @@ def plan(options: Options) -> list[Job]:
                     as_saved = json.loads(json.dumps(asdict(args), default=str))
                     jobs.append(Job(options.script, [*flags, *own_flags], as_saved))
                 if not options.status:
-                    importlib.import_module("training.environments").check(args)
+                    from training.environments import check  # imports PyTorch, which the table does without
+
+                    check(args)
         except (UsageError, ValueError) as error:
             raise UsageError(f"--settings {setting}: {error}" if setting else str(error)) from None
     return jobs
 
 
 def planned(options: Options) -> list[Job]:
-    """What `plan` gives; for --status from a file, if nothing has changed since. To import a script, and so PyTorch, takes
-    seconds."""
+    """What `plan` gives. For --status it comes from a file, if the last plan in this folder was for the same options and the
+    flags have not changed since: importing the script, and PyTorch with it, takes seconds."""
     sources = (options.script, Path(__file__), Path(arguments.__file__))
     asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
     with contextlib.suppress(OSError, ValueError):

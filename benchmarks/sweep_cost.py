@@ -3,8 +3,8 @@
     python benchmarks/sweep_cost.py
 
 The first figures are from runs of a script that ends at once, one after the other by a sweep and by a plain loop; the next are
-the processor time of the whole command with --status, over copies of the folder of a run of the default task: after a start of
-the same sweep, whose plan is then in a file, and without one, when the script must be imported. The last ones are that run's.
+the processor time of the whole command with --status, over copies of the folder of a run of the default task: with the plan
+of the sweep in a file, as after its start, and without one, when the script must be imported. The last ones are that run's.
 Prints the figures and writes them to benchmarks/results/sweep_cost.csv.
 """
 
@@ -106,7 +106,7 @@ def main(options: Options) -> None:
         assert f"{options.runs} runs: {options.runs} finished" in table, table
         rows += [
             (f"--status of {options.runs} runs", processor_time(command), "s"),
-            ("the same, of a sweep that was not started here", unplanned, "s"),
+            ("the same, with no plan of this sweep", unplanned, "s"),
         ]
         found = sizes(folder)
         rows.append(("files of a run, its log among them", 1 + sum(map(len, found.values())), "files"))

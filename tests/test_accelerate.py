@@ -120,7 +120,7 @@ def same_algorithm(accelerate: str, tolerance: dict, device: str = "cpu", **chan
     for one, other in zip(eager_losses, losses, strict=True):
         assert_same(one, other, **tolerance)
     obs = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
-    built_once = accelerate == "compile" and changes  # compiling for another number of rows takes its time: once will do
+    built_once = accelerate == "compile" and changes  # compiling for another number of rows is slow: once will do
     for rows in (obs[:1], obs[1:2]) if built_once else (obs, obs[:1], obs):
         np.testing.assert_allclose(fast.act(rows), eager.act(rows), **(tolerance or {"rtol": 0}))
 

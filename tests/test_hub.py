@@ -30,7 +30,7 @@ from training.arguments import parse_args
 TOY = "--env-id toys:Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --batch-size 16 --eval-frequency 100"
 
 
-@hypothesis.settings(max_examples=20)  # to parse a command line takes its time
+@hypothesis.settings(max_examples=20)  # parsing a command line is slow
 @hypothesis.given(
     env_id=st.sampled_from(["Hopper-v4", "my envs:Mine-v0", "ALE/Pong"]),
     env_kwargs=st.dictionaries(st.text(max_size=3), st.integers(0, 9) | st.text(max_size=5), max_size=2),

@@ -91,7 +91,7 @@ def test_the_readme_and_the_results_agree():
 
 @pytest.mark.slow
 def test_a_film_is_of_the_first_episode_of_the_final_evaluation(run, tmp_path, monkeypatch, capsys):
-    """Its first picture is the start of that episode; it is as long as the episode, and as wide as its size allows."""
+    """Its first picture is the start of that episode; it shows six seconds, as wide as the bytes allow."""
     folder = run(quick_args(env_id="Pendulum-v1", eval_frequency=0)).run_dir
     env = gym.make("Pendulum-v1", render_mode="rgb_array")
     env.reset(seed=20_000)
