@@ -85,6 +85,9 @@ class Learning:
     """learning rate of the actor"""
     q_lr: Positive = 1e-3
     """learning rate of the critics and of the temperature"""
+    n_steps: Count = 1
+    """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
+    after the first are not corrected for the exploration in them, and their entropy does not count)"""
     num_critics: Count = 2
     """critics; the smallest of their values counts"""
     reward_scale: Positive = 1.0
@@ -111,6 +114,8 @@ class Networks:
     """activation after each hidden layer"""
     normalization: Literal["none", "layer"] = "none"
     """normalisation before each activation"""
+    critic_normalization: Literal["none", "layer"] | None = None
+    """the same for the critics alone (None: --normalization); layer keeps their values bounded (arXiv:2302.02948)"""
 
 
 @dataclass
@@ -125,11 +130,11 @@ class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating,
             raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a Box")
 
 
-def hidden_layers(inputs: int, args: Args) -> nn.Sequential:
+def hidden_layers(inputs: int, normalization: str, args: Args) -> nn.Sequential:
     """The hidden layers that `args` asks for: (N, inputs) to (N, last of hidden_sizes)."""
     layers: list[nn.Module] = []
     for units in args.hidden_sizes:
-        layers += [nn.Linear(inputs, units), NORMALIZATIONS[args.normalization](units), ACTIVATIONS[args.activation]()]
+        layers += [nn.Linear(inputs, units), NORMALIZATIONS[normalization](units), ACTIVATIONS[args.activation]()]
         inputs = units
     return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))  # an Identity would cost a call
 
@@ -139,7 +144,8 @@ class Critic(nn.Module):
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
-        self.hidden = hidden_layers(observation_space.shape[0] + action_space.shape[0], args)
+        normalization = args.critic_normalization or args.normalization
+        self.hidden = hidden_layers(observation_space.shape[0] + action_space.shape[0], normalization, args)
         self.q_value = nn.Linear(args.hidden_sizes[-1], 1)
 
     def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -153,7 +159,7 @@ class Actor(nn.Module):
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
-        self.hidden = hidden_layers(observation_space.shape[0], args)
+        self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         self.log_std = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
@@ -250,7 +256,8 @@ class SAC:
         """
         with torch.no_grad():
             next_values, _ = self.soft_value(self.target_critics, batch.next_observations, noise)
-            td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_values
+            discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
+            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
         q_values = torch.stack([critic(batch.observations, batch.actions) for critic in self.critics])
         return (q_values - td_target).square().mean(dim=1).sum(), q_values
 
@@ -330,7 +337,8 @@ def train(args: Args) -> Path:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = SAC(*spaces, args, run.device)
         # Only terminations are stored: a time limit is no terminal state.
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
+        options = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, **options)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb)
         obs = envs.observations

@@ -134,6 +134,15 @@ def test_losses_match_numpy(changes):
     np.testing.assert_allclose(log_prob.detach(), expected_log_prob, rtol=1e-10)
 
 
+def test_the_critics_can_be_normalised_alone():
+    agent = agent_with(critic_normalization="layer")
+    kinds = {
+        name: {type(layer).__name__ for layer in network.modules()} & {"LayerNorm"} for name, network in agent.networks.items()
+    }
+    assert kinds == {"actor": set(), "critics": {"LayerNorm"}, "target_critics": {"LayerNorm"}, "temperature": set()}
+    assert agent_with(normalization="layer", critic_normalization="none").actor.hidden[1].normalized_shape == (256,)
+
+
 @pytest.mark.parametrize("changes", MILESTONES)
 def test_five_updates_match_numpy(changes):
     agent = float64(agent_with(q_lr=1e-2, **changes))
