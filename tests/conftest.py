@@ -1,5 +1,7 @@
 """What the tests share: the toy environments' ids, and runs of `train` whose parts can be looked at afterwards."""
 
+import functools
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -22,6 +24,9 @@ import sac_continuous_action as sac  # noqa: E402
 
 AGENTS = {ddpg: "DDPG", sac: "SAC", dqn: "DQN"}  # the scripts and the names of their agents
 
+# Under pytest, tyro reads the sources of dataclasses again and again, to check its cache: a tenth of the tests' time.
+inspect.getsource = functools.cache(inspect.getsource)
+
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tests")
@@ -43,6 +48,7 @@ def quick_args(script=ddpg, **changes):
         "learning_starts": 100,
         "buffer_size": 1000,
         "batch_size": 16,
+        "hidden_sizes": (32, 32),
         "eval_frequency": 0,
         "cuda": False,
         "episode_replay": "plain",  # not found out anew for each run

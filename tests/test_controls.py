@@ -174,7 +174,7 @@ def test_batch_normalization_learns_with_the_batchs_own_statistics():
     agent.update(batch, update_policy=True)
     (critic_training, critic_output), (actor_training, _) = seen
     assert critic_training and not actor_training
-    torch.testing.assert_close(critic_output.mean(dim=0), torch.zeros(256), atol=1e-5, rtol=0)
+    torch.testing.assert_close(critic_output.mean(dim=0), torch.zeros(32), atol=1e-5, rtol=0)
     assert not any(module.training for network in agent.networks.values() for module in network.modules())
 
 

@@ -252,7 +252,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(run, tmp_path):
     ("flags", "saved"),
     [
         ("--env-id Pendulum-v1", "toys:Pendulum-like-v0"),
-        ("--hidden-sizes 64 64", "(256, 256)"),
+        ("--hidden-sizes 64 64", "(32, 32)"),
         ("--learning-rate 0.01", "0.0003"),
         ("--num-envs 2", "1"),
     ],

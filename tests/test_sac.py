@@ -140,7 +140,7 @@ def test_the_critics_can_be_normalised_alone():
         name: {type(layer).__name__ for layer in network.modules()} & {"LayerNorm"} for name, network in agent.networks.items()
     }
     assert kinds == {"actor": set(), "critics": {"LayerNorm"}, "target_critics": {"LayerNorm"}, "temperature": set()}
-    assert agent_with(normalization="layer", critic_normalization="none").actor.hidden[1].normalized_shape == (256,)
+    assert agent_with(normalization="layer", critic_normalization="none").actor.hidden[1].normalized_shape == (32,)
 
 
 @pytest.mark.parametrize("changes", MILESTONES)
