@@ -6,6 +6,7 @@
     python benchmarks/speed.py --num-envs 1 8 32 --env-id Humanoid-v4 --fill 0 1000000
     python benchmarks/speed.py --sides eager@2 eager@1                           # two threads against one
     python benchmarks/speed.py --sides eager ../before:eager                     # against another checkout of the script
+    python benchmarks/speed.py --sides "compile --n-steps 3" compile             # with flags of the script against without
     python benchmarks/speed.py --profile                                         # microseconds by part of the loop
     python benchmarks/speed.py --break-even                                      # how long a run must be to compile it
     python benchmarks/speed.py --readme                                          # write the README's table from the results
@@ -65,7 +66,8 @@ class Options:
     """transitions in the script's replay buffer at the start"""
     sides: tuple[str, ...] = ("eager", "compile", "stable-baselines3")
     """what is compared: stable-baselines3, or a value of the script's --accelerate; eager@1 runs with one thread,
-    ../before:eager runs the script of another folder"""
+    ../before:eager runs the script of another folder,
+    "compile --n-steps 3" trains with flags of the script"""
     matmul_precision: str = "highest"
     """--matmul-precision of the script"""
     cuda: bool = False
@@ -97,8 +99,9 @@ PROFILED_STEPS = 4500
 def arguments(side: str, steps: int, options: Options):
     """The script's arguments for that many steps of training, without evaluations or checkpoints."""
     script = importlib.import_module(options.script)
+    mode, *flags = side.split()
     exploration = {"start_e": EPSILON, "end_e": EPSILON} if options.script == "dqn" else {}
-    return script.Args(
+    args = script.Args(
         **exploration,
         env_id=options.env_id or script.Args().env_id,
         num_envs=options.num_envs[0],
@@ -108,10 +111,12 @@ def arguments(side: str, steps: int, options: Options):
         checkpoint_frequency=0,
         save_model=False,
         cuda=options.cuda,
-        accelerate=side,
+        accelerate=mode,
         matmul_precision=options.matmul_precision,
         num_threads=options.threads,
     )
+    # Imported after the script: a script of another folder brings its own.
+    return importlib.import_module("training.arguments").parse_args(script.Args, flags, args) if flags else args
 
 
 def train(side: str, count, options: Options) -> None:
@@ -331,10 +336,11 @@ class Side:
         counter, self.log = folder / f"{stem}.counter", folder / f"{stem}.log"
         self.count = np.memmap(counter, np.int64, "w+", shape=(1,))
         flags = f"--script {options.script} --env-id {options.env_id} --num-envs {num_envs} --fill {fill}"
-        flags += f" --side {accelerate} --threads {threads}"
-        flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda --counter {counter}"
+        flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda"
+        flags += f" --threads {threads}"
         with open(self.log, "w") as log:
             command = [sys.executable, str(Path(__file__).resolve()), *flags.split()]
+            command += ["--counter", str(counter), "--side", accelerate]
             environment = os.environ | {"OMP_NUM_THREADS": threads}
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         while self.count[0] < LEARNING_STARTS + 300 * num_envs:

@@ -94,7 +94,12 @@ def test_it_measures_side_by_side(results, monkeypatch, script, env_id):
     assert 100 < float(ours["megabytes"]) < 700
 
 
+def test_a_side_may_have_flags_of_the_script():
+    args = speed.arguments("compile --critic-loss expectile --n-steps 3", 1000, speed.Options(env_id="Pendulum-v1"))
+    assert (args.accelerate, args.critic_loss, args.n_steps, args.total_timesteps) == ("compile", "expectile", 3, 1000)
+
+
 @pytest.mark.slow
 def test_a_side_that_fails_is_said(tmp_path):
-    with pytest.raises(RuntimeError, match="CUDA"):
-        speed.Side("cudagraph", 1, 0, speed.Options(env_id="Pendulum-v1", cuda=False), tmp_path)
+    with pytest.raises(RuntimeError, match="CUDA"):  # which the flags reached
+        speed.Side("cudagraph --n-steps 3", 1, 0, speed.Options(env_id="Pendulum-v1", cuda=False), tmp_path)
