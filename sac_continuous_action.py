@@ -115,7 +115,7 @@ class Networks:
     normalization: Literal["none", "layer"] = "none"
     """normalisation before each activation"""
     critic_normalization: Literal["none", "layer"] | None = None
-    """the same for the critics alone (None: --normalization); layer keeps their values bounded (arXiv:2302.02948)"""
+    """the same for critics alone (None: --normalization); layer keeps their values bounded (arXiv:2302.02948)"""
 
 
 @dataclass

@@ -45,7 +45,7 @@ def quick_args(script=ddpg, **changes):
     values = {
         "env_id": "Pendulum-like-v0",
         "total_timesteps": 300,
-        "learning_starts": 100,
+        "learning_starts": 250,
         "buffer_size": 1000,
         "batch_size": 16,
         "hidden_sizes": (32, 32),

@@ -122,14 +122,14 @@ def test_smoothing_draws_fresh_noise_for_each_update_and_none_if_off(run):
             draws.append(noise)
             return {}
 
-    run(quick_args(policy_noise=0.3), Listening)
+    run(quick_args(policy_noise=0.3, learning_starts=100), Listening)
     assert all(noise.shape == (16, 2) and noise.dtype == torch.float32 for noise in draws)
     drawn = torch.stack(draws)
     assert len(drawn) == 200 == len(drawn.flatten(1).unique(dim=0))
     assert abs(drawn.std() - 1) < 0.05 and abs(drawn.mean()) < 0.05
     draws.clear()
     run(quick_args(), Listening)
-    assert draws == [None] * 200
+    assert draws == [None] * 50
 
 
 @pytest.mark.parametrize(("activation", "layer"), [("relu", nn.ReLU), ("leaky_relu", nn.LeakyReLU), ("tanh", nn.Tanh)])
@@ -224,8 +224,8 @@ def test_training_points(run, num_envs, train_frequency, gradient_steps, points,
             calls.append(update_policy)
             return {}
 
-    args = quick_args(num_envs=num_envs, train_frequency=train_frequency, gradient_steps=gradient_steps, policy_frequency=3)
-    run(args, Counting)
+    rhythm = {"train_frequency": train_frequency, "gradient_steps": gradient_steps, "policy_frequency": 3}
+    run(quick_args(num_envs=num_envs, learning_starts=100, **rhythm), Counting)
     order = " ".join("a" if call == "act" else "u" for call in calls)
     groups = [len(group.split()) for group in order.split("a") if group.strip()]
     assert len(groups) == points and groups == updates

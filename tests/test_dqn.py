@@ -172,7 +172,7 @@ def test_updates_and_target_updates_follow_the_clock(run):
         def update_target(self):
             calls.append("target")
 
-    run(quick_args(dqn, env_id="CartPole-v1", target_network_frequency=50), Counting)
+    run(quick_args(dqn, env_id="CartPole-v1", target_network_frequency=50, learning_starts=100), Counting)
     assert calls == (["update"] * 5 + ["target"]) * 4
 
 

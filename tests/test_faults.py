@@ -244,7 +244,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(run, tmp_path):
     done = main_in_this_process("--resume", str(run_dir), "--total-timesteps", "350", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert checkpoints.load_checkpoint(run_dir / "checkpoints")["run"]["global_step"] == 350
-    assert [step for step, _ in scalars(run_dir)["losses/q_loss"]] == [200, 300, 350]
+    assert [step for step, _ in scalars(run_dir)["losses/q_loss"]] == [300, 350]
     assert (run_dir / "evaluation-2.json").exists() and command_line.load_args(run_dir, ddpg.Args).total_timesteps == 350
 
 
@@ -564,7 +564,7 @@ def test_poisoned_weights_are_not_saved(run, tmp_path):
             return {"q_loss": torch.zeros(())}
 
     with pytest.raises(errors.TrainingError, match="weights of target_critic are not finite"):
-        run(quick_args(checkpoint_frequency=50), Poisoned)
+        run(quick_args(checkpoint_frequency=50, learning_starts=100), Poisoned)
     (run_dir,) = (tmp_path / "runs").iterdir()
     assert steps_of(run_dir / "checkpoints") == [100, 150]
 

@@ -69,7 +69,9 @@ def plain_ddpg(args) -> dict[str, list[torch.Tensor]]:
 
 
 def test_the_defaults_are_plain_ddpg_to_the_last_bit(run):
-    args = quick_args(env_id="Pendulum-like-v0", hidden_sizes=(256, 256), save_model=False, episode_replay="auto")
+    args = quick_args(
+        env_id="Pendulum-like-v0", hidden_sizes=(256, 256), learning_starts=100, save_model=False, episode_replay="auto"
+    )
     agent = run(args).agent
     for name, expected in plain_ddpg(args).items():
         for parameter, plain in zip(agent.networks[name].parameters(), expected, strict=True):

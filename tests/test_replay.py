@@ -112,7 +112,7 @@ def test_updates_follow_the_clock(run, num_envs):
             calls.append(update_policy)
             return super().update(batch, update_policy)
 
-    args = quick_args(num_envs=num_envs, policy_frequency=3)
+    args = quick_args(num_envs=num_envs, policy_frequency=3, learning_starts=100)
     run(args, Counting)
     vector_steps = list(range(num_envs, 300 + num_envs, num_envs))
     assert len(calls) == sum(step > 100 for step in vector_steps)
@@ -181,7 +181,7 @@ def test_n_steps_reach_the_update(run, script, agent_class):
             seen.append(batch)
             return {}
 
-    run(quick_args(script, env_id="Counter-v0", n_steps=3, gamma=0.5, reward_scale=2.0), Looking)
+    run(quick_args(script, env_id="Counter-v0", n_steps=3, gamma=0.5, reward_scale=2.0, learning_starts=100), Looking)
     for batch in seen:
         left = 5 - batch.observations[:, 0] % 100  # steps to the end of the episode
         steps = left.clamp(max=3)

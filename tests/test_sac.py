@@ -275,7 +275,7 @@ def test_a_delayed_policy_is_made_up_for(run):
             steps.append(noise.clone())
             return super().actor_loss(batch, noise)
 
-    run(quick_args(sac, policy_frequency=3, target_network_frequency=2, total_timesteps=118), Counting)
+    run(quick_args(sac, policy_frequency=3, target_network_frequency=2, learning_starts=282), Counting)
     assert [policy for policy, _, _ in calls] == [number % 3 == 0 for number in range(1, 19)]
     assert [targets for _, targets, _ in calls] == [number % 2 == 0 for number in range(1, 19)]
     assert len(steps) == 18
@@ -307,7 +307,13 @@ def test_noise_is_drawn_for_each_environment_and_dimension(run):
 @pytest.mark.parametrize(("policy_frequency", "steps"), [(3, [200, 300, 400, 500]), (150, [300, 400]), (1000, [])])
 def test_an_actor_loss_is_logged_only_if_it_is_new(run, policy_frequency, steps):
     """(An update of the actor is the 150th and the 300th, at steps 250 and 400.)"""
-    scalars = run(quick_args(sac, policy_frequency=policy_frequency, total_timesteps=500, batch_size=2)).scalars
+
+    class Telling(sac.SAC):
+        def update(self, batch, update_policy, **others):
+            return dict.fromkeys(("q_loss", "actor_loss", "alpha") if update_policy else ("q_loss",), torch.zeros(()))
+
+    args = quick_args(sac, policy_frequency=policy_frequency, total_timesteps=500, learning_starts=100, batch_size=2)
+    scalars = run(args, Telling).scalars
     for name in ("actor_loss", "alpha"):
         assert [step for step, _ in scalars.get(f"losses/{name}", [])] == steps
     assert [step for step, _ in scalars["losses/q_loss"]] == [200, 300, 400, 500]
