@@ -56,7 +56,8 @@ RANGES = {
 # TensorBoard's names of the returns, the best first, and whether they are those of training episodes. CleanRL's
 # eval/episodic_return is no curve: its steps are numbers of episodes.
 TAGS = {"eval/mean_reward": False, "charts/episodic_return": True, "rollout/ep_rew_mean": True}
-# Flags that do not change what is learned: runs that differ in nothing else are one group.
+# Runs that differ in nothing but these flags are one group: they do not change what is learned (--total-timesteps does, by
+# exploration that decays over a share of it).
 NO_SETTINGS = frozenset(
     "seed env_id exp_name total_timesteps cuda torch_deterministic accelerate matmul_precision num_threads vectorization "
     "worker_timeout track wandb_project_name wandb_entity capture_video save_model upload_model hf_entity evaluate "

@@ -131,7 +131,7 @@ class Networks:
     normalization: Literal["none", "layer", "batch"] = "none"
     """normalisation before each activation"""
     critic_normalization: Literal["none", "layer", "batch"] | None = None
-    """the same for critics alone (None: --normalization); layer keeps their values bounded (arXiv:2302.02948)"""
+    """normalisation in the critic only (None: as --normalization); layer keeps its values bounded (arXiv:2302.02948)"""
     output_normalization: bool = False
     """divide the actor's output, before tanh, by its mean absolute value where that is above 1: actions then do not stick at
     their bounds, where tanh has no gradient (arXiv:1910.02208; not for tasks with one action dimension)"""

@@ -271,7 +271,6 @@ def train(args: Args) -> Path:
             actions = envs.action_space.sample()
             if not explore.all():
                 actions = np.where(explore, actions, agent.act(obs))
-            check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 

@@ -70,7 +70,7 @@ class Learning:
     gradient_steps: CountOrAll = 1
     """critic updates at each training point (-1: one for each environment step since the last training point)"""
     policy_frequency: Count = 2
-    """critic updates between updates of the actor, which are then as many"""
+    """critic updates from one time the actor is updated to the next; it is then updated as many times in a row"""
     target_network_frequency: Count = 1
     """critic updates per update of the target networks"""
     buffer_size: Count = 1_000_000
@@ -85,9 +85,6 @@ class Learning:
     """learning rate of the actor"""
     q_lr: Positive = 1e-3
     """learning rate of the critics and of the temperature"""
-    n_steps: Count = 1
-    """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
-    after the first are not corrected for the exploration in them, and their entropy does not count)"""
     num_critics: Count = 2
     """critics; the smallest of their values counts"""
     reward_scale: Positive = 1.0
@@ -99,9 +96,9 @@ class Exploration:
     """The entropy of the policy."""
 
     alpha: NonNegative = 0.2
-    """temperature: the weight of the entropy beside the rewards"""
+    """temperature: the weight of the entropy beside the rewards (only with --no-autotune)"""
     autotune: bool = True
-    """learn the temperature instead, so that the entropy tends to minus the number of action dimensions"""
+    """learn the temperature, from 1 on: the entropy then tends to minus the number of action dimensions"""
 
 
 @dataclass
@@ -115,7 +112,7 @@ class Networks:
     normalization: Literal["none", "layer"] = "none"
     """normalisation before each activation"""
     critic_normalization: Literal["none", "layer"] | None = None
-    """the same for critics alone (None: --normalization); layer keeps their values bounded (arXiv:2302.02948)"""
+    """normalisation in the critic only (None: as --normalization); layer keeps its values bounded (arXiv:2302.02948)"""
 
 
 @dataclass
@@ -249,20 +246,19 @@ class SAC:
         return smallest_q_value(critics, obs, action) - self.log_alpha.exp().detach() * log_prob, log_prob
 
     def critic_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the critics' mean squared TD errors (equation 5), and the (critics, B) values Q(s, a).
+        """Sum of the critics' mean squared TD errors (1812.05905, equation 5), and the (critics, B) values Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
         transition bootstraps like any other. `noise`, (B, A) standard normal, draws the next actions.
         """
         with torch.no_grad():
             next_values, _ = self.soft_value(self.target_critics, batch.next_observations, noise)
-            discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
-            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
+            td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_values
         q_values = torch.stack([critic(batch.observations, batch.actions) for critic in self.critics])
         return (q_values - td_target).square().mean(dim=1).sum(), q_values
 
     def actor_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Minus the mean soft value of the actor's own actions (equation 12), and their (B,) log probabilities."""
+        """Minus the mean soft value of the actor's own actions (1801.01290, equation 12), and their (B,) log probabilities."""
         values, log_prob = self.soft_value(self.critics, batch.observations, noise)
         return -values.mean(), log_prob
 
@@ -337,8 +333,7 @@ def train(args: Args) -> Path:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = SAC(*spaces, args, run.device)
         # Only terminations are stored: a time limit is no terminal state.
-        options = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, **options)
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb)
         obs = envs.observations

@@ -4,7 +4,7 @@
     python sweep.py (the same) --status                                  # a table of the runs; starts nothing
     python sweep.py (the same) --engine slurm --partition long --time 240 --sbatch account=lab
 
-The same command again goes on with the runs that are not finished and that nobody works on; the run folders are the only
+The same command again goes on with the runs that are not finished and that nobody works on; run folders and logs are the only
 record. A run that was stopped, preempted, killed or out of time ends as it would have without that, bit for bit. What the
 runs print is in runs/.sweep/, a file for each; what submitit needs for the jobs of SLURM is in runs/.sweep/slurm/.
 """

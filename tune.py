@@ -5,8 +5,9 @@
     python tune.py (the same) --engine slurm --workers 10 --time 240                               # ten trials side by side
 
 A trial trains a setting on all seeds at once; its value is the mean over seeds and the last five evaluations, and it is pruned
-below the median of the trials before. The first one has the script's own setting. What is tried stands in tune.toml. The same
-command again goes on: a trial whose worker was killed is taken up from its run folders. Journal and logs are in runs/.sweep/.
+if its best mean so far is below the median of the complete trials. The first one has the script's own setting. What is tried
+stands in tune.toml. The same command again goes on: a trial whose worker was killed is taken up from its run folders. Journal
+and logs are in runs/.sweep/.
 """
 
 import os
@@ -76,9 +77,11 @@ class Tuner:
         self.journal = f"{sweep.LOGS / self.name}.journal"
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(self.journal))
         self.study = optuna.create_study(storage=storage, study_name=self.name, direction="maximize", load_if_exists=True)
-        own = ((name, value) for name, value in self.args.items() if name in table and value is not None)
-        own = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in own}
-        self.study.enqueue_trial(own, skip_if_exists=True)
+        # None means the value of a more general flag: for --critic-learning-rate, that of --learning-rate.
+        general = {name: self.args.get(name.partition("_")[2]) for name in table}
+        own = {name: general[name] if self.args[name] is None else self.args[name] for name in table}
+        own = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in own.items()}
+        self.study.enqueue_trial({name: value for name, value in own.items() if value is not None}, skip_if_exists=True)
         self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=self.args["total_timesteps"] // 5)
 
     def jobs(self, name: str, params: dict[str, Any], **others: Any) -> list[sweep.Job]:

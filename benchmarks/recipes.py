@@ -221,7 +221,7 @@ def collect(task: str, folder: Path) -> None:
         "mean": round(result["mean"], 2),
         "std": round(result["std"], 2),
         "returns": " ".join(f"{value:.1f}" for value in result["returns"]),
-        "model_step": max(evaluations, key=lambda row: float(row["mean"]))["global_step"],
+        "model_step": max(reversed(evaluations), key=lambda row: float(row["mean"]))["global_step"],  # of equal ones the latest
         "last_five": round(statistics.mean(float(row["mean"]) for row in evaluations[-5:]), 2),
         "q_bias": round(float(evaluations[-1]["q_bias"]), 2),
         "goal_step": goal_step,
@@ -248,6 +248,8 @@ def run_all(options: Options) -> int:
         recipe = RECIPES[task]
         runs = replace(common, script=ROOT / recipe.script, env_ids=(recipe.env_id,), settings=(f"={recipe.flags}",))
         jobs |= dict.fromkeys(sweep.plan(replace(runs, seeds=seeds)), task) if seeds else {}
+    if not jobs:
+        print(f"every seed has its row in {RESULTS.relative_to(ROOT)}: to run one again, delete its row")
     status = sweep.sweep(list(jobs), common) if jobs else 0
     for job, task in jobs.items():
         if job.status({})[0] == "finished":
@@ -264,7 +266,7 @@ def table() -> str:
         results = sorted((row for row in read_results() if row["task"] == task), key=lambda row: int(row["seed"]))
         if not results:
             continue
-        goal = recipe.goal or recipe.published or "report"
+        goal = recipe.goal or recipe.published or "none"
         for row in results:
             rows.append(
                 f"| {recipe.env_id} | {recipe.algorithm} | {goal} | {row['seed']} | {int(row['steps']):,} "

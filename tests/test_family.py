@@ -33,7 +33,7 @@ def loop_of(path) -> str:
     """The text of the training loop, without what stands under "Act" and "Learn"."""
     text = path.read_text()
     loop = text[text.index("        while run.unfinished:") : text.index("        run.finish(agent)")]
-    act, store = loop.index("            # Act"), loop.index("            check_finite(run.global_step, action=actions)")
+    act, store = loop.index("            # Act"), loop.index("            next_obs, rewards,")
     learn, end = loop.index("            # Learn"), loop.index("            run.end_step(agent, infos)")
     return loop[:act] + loop[store:learn] + loop[end:]
 

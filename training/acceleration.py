@@ -1,7 +1,7 @@
 """Stand-ins for an agent that compute the same, faster. The eager agent is the specification.
 
-An agent has `update(*tensors, update_policy)` and `policy(*tensors)`, which computes the actions that `act` returns. Of an
-update, a stand-in needs to know only whether it changes the policy.
+An agent has `update(batch, update_policy, ...)`, with further tensors and flags by name, and `policy(*tensors)`, which computes
+the actions that `act` returns. Of an update, a stand-in needs to know only whether it changes the policy.
 """
 
 import copy
