@@ -215,7 +215,7 @@ def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
                 args=argv,
                 default=nested(*defaults),
                 description=args_class.__doc__,
-                config=(tyro.conf.OmitArgPrefixes,),
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),  # looking for comments takes long
             )
     except SystemExit as exit:
         if exit.code in (0, None):  # --help
