@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, quick_args
+from helpers import ROOT, quick_args
 
 import ddpg_continuous_action as ddpg
 from training import environments, errors, replay_buffer

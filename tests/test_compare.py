@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, quick_args
+from helpers import ROOT, quick_args
 from torch.utils.tensorboard import SummaryWriter
 
 import compare

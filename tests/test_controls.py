@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import quick_args
+from helpers import quick_args
 from test_ddpg import ACTIONS, OBS, batch_of
 from test_replay import Idle, stored
 

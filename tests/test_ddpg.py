@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import ddpg_continuous_action as ddpg

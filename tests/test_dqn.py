@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import quick_args
+from helpers import quick_args
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from test_ddpg import NumpyDDPG
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import scalars
+from helpers import scalars
 from test_arguments import script
 
 HOPPER = "--env-id Hopper-v4 --total-timesteps 1200 --learning-starts 1000 --buffer-size 2000 --eval-episodes 2".split()

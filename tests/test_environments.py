@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from conftest import ROOT, quick_args
+from helpers import ROOT, quick_args
 from test_arguments import main_in_this_process, refused, script
 from test_faults import TOY, steps_of
 from test_resume import SHORT, only_run, run_killed

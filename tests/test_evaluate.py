@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import quick_args
+from helpers import quick_args
 
 import ddpg_continuous_action as ddpg
 from training import command_line, environments, errors, evaluation

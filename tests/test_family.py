@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 import toys
-from conftest import AGENTS, ROOT, quick_args
 from fingerprint import fingerprint
+from helpers import AGENTS, ROOT, quick_args
 from test_accelerate import assert_same
 from test_arguments import refused
 from test_resume import finish, only_run, run_killed, uninterrupted  # noqa: F401

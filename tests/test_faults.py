@@ -22,8 +22,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import ROOT, quick_args, scalars
 from fingerprint import fingerprint, sha
+from helpers import ROOT, quick_args, scalars
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.summary.writer import event_file_writer

@@ -4,7 +4,7 @@ import ast
 import re
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 # From the roof to the ground. A room imports from rooms below it; the scripts stand on the roof.
 FLOORS = [

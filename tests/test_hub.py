@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import ROOT, quick_args
+from helpers import ROOT, quick_args
 from hub_endpoint import endpoint
 from huggingface_hub.utils import validate_repo_id
 from test_arguments import main_in_this_process, refused, script

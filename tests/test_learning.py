@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import quick_args
+from helpers import quick_args
 
 
 @pytest.mark.slow

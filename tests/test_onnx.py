@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import AGENTS, quick_args
+from helpers import AGENTS, quick_args
 from test_arguments import main_in_this_process, refused
 
 import ddpg_continuous_action as ddpg

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import AGENTS, ROOT, quick_args
+from helpers import AGENTS, ROOT, quick_args
 
 import ddpg_continuous_action as ddpg
 import dqn

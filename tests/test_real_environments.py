@@ -7,8 +7,8 @@ virtual environment of its own (tests/requirements-dm-control.txt). `.ci/run` ma
 from importlib.metadata import version
 
 import pytest
-from conftest import quick_args
 from fingerprint import fingerprint
+from helpers import quick_args
 from test_arguments import script
 from test_end_to_end import egl_renders
 from test_resume import only_run, run_killed

@@ -7,7 +7,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import ROOT, quick_args
+from helpers import ROOT, quick_args
 from PIL import Image
 from test_faults import PENDULUM
 from test_resume import run_killed

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from conftest import quick_args
+from helpers import quick_args
 
 
 def plain_ddpg(args) -> dict[str, list[torch.Tensor]]:

@@ -6,7 +6,7 @@ import pytest
 import stable_baselines3
 import torch
 import toys
-from conftest import quick_args
+from helpers import quick_args
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import ddpg_continuous_action as ddpg

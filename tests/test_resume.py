@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, scalars
 from fingerprint import fingerprint
+from helpers import ROOT, scalars
 from test_arguments import main_in_this_process
 
 SHORT = (

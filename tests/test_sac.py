@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import quick_args
+from helpers import quick_args
 from test_ddpg import ACTIONS, OBS, NumpyDDPG, batch_of
 from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
 

@@ -13,8 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from fingerprint import fingerprint
+from helpers import ROOT
 from one_node_slurm import jobs_of_slurm, wait_for
 
 import sweep

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import quick_args
+from helpers import quick_args
 
 import ddpg_continuous_action as ddpg
 import training.run

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from one_node_slurm import is_gone, jobs_of_slurm, wait_for
 
 import sweep

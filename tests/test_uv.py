@@ -4,7 +4,7 @@ import re
 import tomllib
 
 import pytest
-from conftest import AGENTS, ROOT
+from helpers import AGENTS, ROOT
 
 
 @pytest.mark.parametrize("script", [script.__name__ for script in AGENTS])

@@ -1,0 +1,35 @@
+"""What the tests share: quick runs of the scripts, and the toy environments, which importing this registers."""
+
+from pathlib import Path
+
+import toys  # noqa: F401
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ddpg_continuous_action as ddpg
+import dqn
+import sac_continuous_action as sac
+
+ROOT = Path(__file__).parent.parent
+AGENTS = {ddpg: "DDPG", sac: "SAC", dqn: "DQN"}  # the scripts and the names of their agents
+
+
+def quick_args(script=ddpg, **changes):
+    """Arguments of a run of a script that takes a second."""
+    values = {
+        "env_id": "Pendulum-like-v0",
+        "total_timesteps": 300,
+        "learning_starts": 250,
+        "buffer_size": 1000,
+        "batch_size": 16,
+        "hidden_sizes": (32, 32),
+        "eval_frequency": 0,
+        "cuda": False,
+        "episode_replay": "plain",  # not found out anew for each run
+    }
+    return script.Args(**(values | changes))
+
+
+def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """The (step, value) pairs of each scalar in a run's event file."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
