@@ -192,7 +192,7 @@ def read_results() -> list[dict[str, str]]:
 
 
 def first_at(goal: float | None, folder: Path) -> tuple[int | str, int | str]:
-    """Step of the first evaluation of a run that reached the goal, and the seconds from the start to its end; or ""."""
+    """Step of the first evaluation of a run that reached the goal, and the seconds to its end, with interruptions; or ""."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     times = {event.step: event.wall_time for event in events.Scalars("eval/episodic_return")}
     for row in read_csv(folder / "evaluations.csv"):
