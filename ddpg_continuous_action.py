@@ -132,9 +132,6 @@ class Networks:
     """normalisation before each activation"""
     critic_normalization: Literal["none", "layer", "batch"] | None = None
     """normalisation in the critic only (None: as --normalization); layer keeps its values bounded (arXiv:2302.02948)"""
-    output_normalization: bool = False
-    """divide the actor's output, before tanh, by its mean absolute value where that is above 1: actions then do not stick at
-    their bounds, where tanh has no gradient (arXiv:1910.02208; not for tasks with one action dimension)"""
 
 
 @dataclass
@@ -177,7 +174,6 @@ class Actor(nn.Module):
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
-        self.output_normalization = args.output_normalization
         self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
@@ -188,10 +184,7 @@ class Actor(nn.Module):
         self.register_buffer("action_bias", torch.from_numpy(bias))
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
-        x = self.mu(self.hidden(obs))
-        if self.output_normalization:
-            x = x / x.abs().mean(dim=1, keepdim=True).clamp(min=1)
-        return torch.tanh(x) * self.action_scale + self.action_bias
+        return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
 
 
 class DDPG:

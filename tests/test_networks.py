@@ -53,14 +53,6 @@ def test_a_row_does_not_depend_on_its_batch(obs):
         torch.testing.assert_close(network(batch)[2:3], network(batch[2:3]), rtol=1e-5, atol=1e-5)
 
 
-def test_output_normalization_by_hand():
-    """Outputs of mean size 4 are divided by it, those of mean size 0.5 stay: tanh of (3, -5) / 4 and of (0.25, -0.75)."""
-    actor = ddpg.Actor(OBS, gym.spaces.Box(-1, 1, (2,), np.float32), ddpg.Args(output_normalization=True))
-    actor.hidden = actor.mu = torch.nn.Identity()
-    expected = np.tanh([[0.75, -1.25], [0.25, -0.75]])
-    np.testing.assert_allclose(actor(torch.tensor([[3.0, -5.0], [0.25, -0.75]])), expected, rtol=1e-6)
-
-
 def test_the_critic_can_be_normalised_alone():
     """Layers by name in both networks; and with batch normalisation the critic's statistics move, also in its target."""
 

@@ -18,13 +18,21 @@ import dqn
 import sac_continuous_action as sac
 from training.errors import UsageError
 from training.evaluation import FINAL_EVALUATION_SEED
-from training.policies import load_agent
+from training.policies import load_agent, load_args
 
 RUNS = {
     "ddpg": (ddpg, {"env_id": "toys:MatrixActionSpaces-v0", "normalization": "batch"}),
     "sac": (sac, {"env_id": "Pendulum-like-v0"}),
     "dqn": (dqn, {"env_id": "InvertedPendulum-v5", "bins": 3}),
 }
+
+
+def test_a_flag_that_a_newer_version_no_longer_has_is_said(tmp_path, capsys):
+    settings = {"script": "ddpg_continuous_action", "args": {"gamma": 0.9, "hidden_sizes": [8], "old_flag": True}}
+    (tmp_path / "args.json").write_text(json.dumps(settings))
+    args = load_args(tmp_path, ddpg.Args)
+    assert (args.gamma, args.hidden_sizes, args.tau) == (0.9, (8,), 0.005)
+    assert capsys.readouterr().out == f"{tmp_path}: this version of ddpg_continuous_action.py has no --old-flag; it was True\n"
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -46,6 +46,8 @@ def load_args(run_dir: Path, args_class: type) -> Args:
     if settings.get("script", script) != script:
         raise UsageError(f"{run_dir}: is a run of {settings['script']}.py, must be one of {script}.py")
     names = {field.name for field in dataclasses.fields(args_class)}
+    for name in sorted(settings["args"].keys() - names):
+        print(f"{run_dir}: this version of {script}.py has no --{name.replace('_', '-')}; it was {settings['args'][name]}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings["args"].items()}
     return args_class(**{name: value for name, value in values.items() if name in names})
 
