@@ -204,7 +204,7 @@ def test_a_sum_of_rewards_ends_at_a_termination_and_at_the_newest_step_whatever_
 
 
 def test_the_discounts_of_a_batch_replace_gamma():
-    """A row each has another one; a loss of gamma alone is the mean of rows of its own."""
+    """Each row has its own: the loss is the mean of the losses of the single rows, each computed with that gamma."""
     torch.manual_seed(0)
     spaces = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32)
     batch = ReplayBufferSamples(*(torch.randn(4, size) for size in (3, 2, 3)), torch.zeros(4, 1), torch.randn(4, 1))
