@@ -249,7 +249,7 @@ def run_all(options: Options) -> int:
         runs = replace(common, script=ROOT / recipe.script, env_ids=(recipe.env_id,), settings=(f"={recipe.flags}",))
         jobs |= dict.fromkeys(sweep.plan(replace(runs, seeds=seeds)), task) if seeds else {}
     if not jobs:
-        print(f"every seed has its row in {RESULTS.relative_to(ROOT)}: to run one again, delete its row")
+        print(f"every seed has its row in {RESULTS.name}: to run one again, delete its row")
     status = sweep.sweep(list(jobs), common) if jobs else 0
     for job, task in jobs.items():
         if job.status({})[0] == "finished":

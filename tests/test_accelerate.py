@@ -292,7 +292,7 @@ def test_auto_compiles_what_is_worth_it(monkeypatch, capsys, changes, began_with
 @pytest.mark.slow
 def test_args_json_says_how_the_run_was_accelerated(run, monkeypatch):
     """Also where `auto` chose, and where what was chosen could not be built."""
-    monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 100)
+    monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 40)
     chosen = run(quick_args(accelerate="auto", **COMPILED_ONCE))
     monkeypatch.setattr(torch._inductor, "compile", lambda *_, **__: 1 / 0)
     failed = run(quick_args(accelerate="auto"))
