@@ -65,6 +65,7 @@ class Tuner:
             raise UsageError("--eval-frequency 0: must be 1 or more, the evaluations say what a trial is worth")
         try:
             table, kinds = tomllib.loads(options.space.read_text())[options.script.stem], optuna.distributions
+            table = {name.replace("-", "_"): choice for name, choice in table.items()}
             make = {list: kinds.CategoricalDistribution, dict: lambda ends: kinds.FloatDistribution(**ends)}
             self.space = {name: make[type(choice)](choice) for name, choice in table.items()}
             for name, kind in self.space.items():

@@ -336,8 +336,7 @@ class Side:
         counter, self.log = folder / f"{stem}.counter", folder / f"{stem}.log"
         self.count = np.memmap(counter, np.int64, "w+", shape=(1,))
         flags = f"--script {options.script} --env-id {options.env_id} --num-envs {num_envs} --fill {fill}"
-        flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda"
-        flags += f" --threads {threads}"
+        flags += f" --matmul-precision {options.matmul_precision} --{'' if options.cuda else 'no-'}cuda --threads {threads}"
         with open(self.log, "w") as log:
             command = [sys.executable, str(Path(__file__).resolve()), *flags.split()]
             command += ["--counter", str(counter), "--side", accelerate]

@@ -111,6 +111,13 @@ def test_the_search_space_fits_every_script_and_begins_with_its_own_setting(scri
         assert job.args[name] == own, name
 
 
+def test_a_flag_may_be_written_as_on_the_command_line(tmp_path):
+    space = tmp_path / "hyphens.toml"
+    space.write_text("[dqn]\nlearning-rate = { low = 1e-5, high = 1e-2, log = true }\n")
+    tuner = tune.Tuner(tune.Options(script=ROOT / "dqn.py", env_ids=("CartPole-v1",), space=space, engine="local"))
+    assert tuner.take()._suggest("learning_rate", tuner.space["learning_rate"]) == tuner.args["learning_rate"] == 2.5e-4
+
+
 def test_another_space_setting_or_seeds_are_another_study():
     names = {tune.Tuner(toy_options(**changes)).name for changes in ({}, {"num_seeds": 3}, {"settings": ("a=--fail",)})}
     Path("space.toml").write_text(SPACE.replace("0.0", "0.5"))
