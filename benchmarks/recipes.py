@@ -152,6 +152,8 @@ RECIPES = {
         "HalfCheetah-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC, published="8,593 +- 964 at 300k"
     ),
     "hopper": Recipe("Hopper-v4", "", None),
+    "half_cheetah": Recipe("HalfCheetah-v4", "", None),
+    "walker2d": Recipe("Walker2d-v4", "", None),
 }
 
 

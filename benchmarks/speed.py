@@ -227,12 +227,12 @@ def steps_a_product(num_envs: int, options: Options) -> float:
 def profile(options: Options) -> None:
     """Print the microseconds that each part of the loop takes, per call and per step, inner parts indented."""
     import training.environments
-    import training.evaluation
     import training.run
 
     script = importlib.import_module(options.script)
     agent = getattr(script, AGENTS[options.script])
     args = arguments(options.sides[0], PROFILED_STEPS, options)
+    args.final_episodes = 1
     parts = {
         "act": (agent, "act"),
         "environments": (training.environments.TrainingEnvs, "step"),
@@ -270,7 +270,6 @@ def profile(options: Options) -> None:
         if name != "update":
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
     build, training.run.accelerate = training.run.accelerate, accelerate
-    training.evaluation.FINAL_EVALUATION_EPISODES = 1
     begin = time.perf_counter()
     script.train(args)
     whole = 1e6 * (time.perf_counter() - begin) / PROFILED_STEPS

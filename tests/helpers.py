@@ -23,6 +23,7 @@ def quick_args(script=ddpg, **changes):
         "batch_size": 16,
         "hidden_sizes": (32, 32),
         "eval_frequency": 0,
+        "final_episodes": 2,
         "cuda": False,
         "episode_replay": "plain",  # not found out anew for each run
     }

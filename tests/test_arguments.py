@@ -19,6 +19,7 @@ from helpers import ROOT, quick_args
 import ddpg_continuous_action as ddpg
 from training import environments, errors, replay_buffer
 from training.arguments import parse_args
+from training.evaluation import results_of
 
 
 def script(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -256,6 +257,13 @@ def test_a_damaged_run_is_refused(saved_run, tmp_path):
 
 def test_evaluating_with_other_arguments_is_refused(saved_run, tmp_path):
     refused(main_in_this_process("--evaluate", str(saved_run), "--gamma", "0.5", cwd=tmp_path), "--gamma 0.5", "0.99")
+
+
+def test_evaluating_plays_as_many_episodes_as_asked(saved_run, tmp_path):
+    done = main_in_this_process("--evaluate", str(saved_run), "--final-episodes", "5", cwd=tmp_path)
+    assert done.returncode == 0 and "over 5 episodes" in done.stdout
+    two, five = results_of(saved_run)
+    assert five["episodes"] == len(five["returns"]) == len(five["seeds"]) == 5 and five["returns"][:2] == two["returns"]
 
 
 class Malicious:

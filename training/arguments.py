@@ -128,6 +128,8 @@ class Evaluating:
     """environment steps between two evaluations (0: only the final one)"""
     eval_episodes: Count = 10
     """episodes in each of these evaluations"""
+    final_episodes: Count = 20
+    """episodes of the final evaluation, and of --evaluate"""
     target_return: Finite | None = None
     """training ends as soon as the mean return of an evaluation reaches this value"""
     evaluate: Path | None = None

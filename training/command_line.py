@@ -22,9 +22,10 @@ from training.policies import export_onnx, load_args
 from training.setup import set_up_torch
 
 # What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
+EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
-RESUME_MAY_CHANGE |= {"track", "capture_video", "num_threads", "accelerate", "output", "upload_model", "hf_entity"}
+RESUME_MAY_CHANGE |= {"final_episodes", "track", "capture_video", "num_threads", "accelerate"}
+RESUME_MAY_CHANGE |= {"output", "upload_model", "hf_entity"}
 
 
 def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> Args:

@@ -19,7 +19,6 @@ from training.signals import Signals
 
 EVALUATION_SEED = 10_000  # first seed of the evaluations while training: the same starts each time, so rows compare
 FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best model was chosen on the others
-FINAL_EVALUATION_EPISODES = 20
 
 
 class Evaluation(NamedTuple):
@@ -113,14 +112,14 @@ def final_evaluation(
         load_model(agent, models[0])
     place = unused(folder / "evaluation.json")  # a result is never overwritten
     video_folder = Path(args.output, "videos", folder.name) if args.capture_video else None
-    evaluation = evaluate(agent, args, FINAL_EVALUATION_EPISODES, FINAL_EVALUATION_SEED, video_folder, place.stem, signals)
+    evaluation = evaluate(agent, args, args.final_episodes, FINAL_EVALUATION_SEED, video_folder, place.stem, signals)
     mean, std = evaluation.returns.mean(), evaluation.returns.std()
     result = {
         "env_id": args.env_id,
         "mean": mean,
         "std": std,
-        "episodes": FINAL_EVALUATION_EPISODES,
-        "seeds": list(range(FINAL_EVALUATION_SEED, FINAL_EVALUATION_SEED + FINAL_EVALUATION_EPISODES)),
+        "episodes": args.final_episodes,
+        "seeds": list(range(FINAL_EVALUATION_SEED, FINAL_EVALUATION_SEED + args.final_episodes)),
         "returns": evaluation.returns.tolist(),
         "lengths": evaluation.lengths.tolist(),
         "q_bias": evaluation.q_bias,
@@ -131,7 +130,7 @@ def final_evaluation(
     }
     write_json(place, result)
     tqdm.write(
-        f"final evaluation: {mean:.1f} +- {std:.1f} over {FINAL_EVALUATION_EPISODES} episodes of {args.env_id} "
+        f"final evaluation: {mean:.1f} +- {std:.1f} over {args.final_episodes} episodes of {args.env_id} "
         f"({models[0].name if models else 'latest networks'}), written to {place}"
         + (f", filmed in {video_folder}" if video_folder else "")
     )
