@@ -8,16 +8,22 @@ import contextlib
 import copy
 import dataclasses
 import json
+import random
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from helpers import quick_args
+from helpers import ROOT, quick_args
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from test_train import digest
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 import ddpg_continuous_action as ddpg
 from training import acceleration, setup
@@ -182,6 +188,21 @@ def test_compiled_runs_are_the_same_twice(run, capsys):
     args = quick_args(accelerate="compile", **COMPILED_ONCE)
     assert digest(run(args)) == digest(run(args))
     assert capsys.readouterr().out.count("--accelerate compile: built in") == 2
+
+
+@pytest.mark.slow
+def test_what_a_killed_compilation_left_is_compiled_again():
+    """A process killed while the C++ compiler writes leaves an empty library, which torch would try to load for ever."""
+    code = "import sys, torch; from training.acceleration import compile_function as f; x = torch.tensor([float(sys.argv[1])])"
+    command = [sys.executable, "-c", f"{code}; print(f(lambda x: (x * {random.random()}).exp(), [x])(x)[0].item())", "3"]
+
+    def run() -> str:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    begin, once = time.time(), run()
+    (library,) = (path for path in Path(cache_dir()).rglob("*.main.so") if path.stat().st_mtime > begin)
+    library.write_bytes(b"")
+    assert run() == once and library.stat().st_size > 0
 
 
 @pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, HOLDS])

@@ -5,6 +5,7 @@ the actions that `act` returns. Of an update, a stand-in needs to know only whet
 """
 
 import copy
+import math
 import os
 import shutil
 import time
@@ -149,8 +150,16 @@ def compile_function(function: Callable, inputs: list[torch.Tensor]) -> Callable
     graph = make_fx(function)(*inputs)  # the other tensors are its parameters and buffers
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
+    build = partial(torch._inductor.compile, graph, inputs, options={"cpp_wrapper": True})
     with torch.no_grad():
-        return torch._inductor.compile(graph, inputs, options={"cpp_wrapper": True})
+        try:
+            return build()
+        except Exception as error:  # torch's InductorError, whose module takes a second to import
+            library = getattr(getattr(error, "inner_exception", None), "path", None)  # that of an ImportError
+            if library is None:
+                raise
+            os.unlink(library)  # half-written: a process was killed while it compiled this
+            return build()
 
 
 class TraceableAdamW:
@@ -165,7 +174,9 @@ class TraceableAdamW:
         (beta1, beta2), lr = group["betas"], group["lr"]
         steps = [state["step"].add_(1) for state in self.optimizer.state.values()]
         step = steps[0].double()  # float32 would leave four digits of 1 - beta2**step
-        step_size, correction = (lr / (1 - beta1**step)).float(), (1 - beta2**step).sqrt().float()
+        # beta**step as an exponential function: the compiler computes that once, but a power again for every few parameters.
+        power1, power2 = (step * math.log(beta1)).exp(), (step * math.log(beta2)).exp()
+        step_size, correction = (lr / (1 - power1)).float(), (1 - power2).sqrt().float()
         for parameter, state in self.optimizer.state.items():
             exp_avg = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
             exp_avg_sq = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
