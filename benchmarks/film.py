@@ -2,7 +2,7 @@
 
     python benchmarks/film.py runs/<run name> benchmarks/results/pendulum.gif
 
-The start is always that of the first of the 20 episodes which the result is made of: no episode is chosen.
+The start is always that of the first of the episodes which the result is made of: no episode is chosen.
 """
 
 import io

@@ -92,7 +92,7 @@ RECIPES = {
     ),
     "lunar_lander": Recipe(
         "LunarLanderContinuous-v3",
-        f"--total-timesteps 500000 --eval-frequency 10000 --eval-episodes 50 --final-episodes 100 --target-return 260 {STABLE} "
+        f"--total-timesteps 300000 --eval-frequency 10000 --eval-episodes 50 --final-episodes 100 --target-return 260 {STABLE} "
         "--exploration-noise 0.2 --batch-size 128 --buffer-size 300000",
         230,
         BOX2D,
