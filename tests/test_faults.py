@@ -99,7 +99,7 @@ def test_a_second_ctrl_c_exits_at_once(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_while_a_saved_run_is_evaluated_is_quiet(run, tmp_path):
     run_dir = run(quick_args(env_id="toys:Pendulum-like-v0")).run_dir.absolute()
-    done = run_killed(tmp_path, "episode", 3, "--evaluate", str(run_dir), signals="INT")
+    done = run_killed(tmp_path, "episode", 2, "--evaluate", str(run_dir), signals="INT")
     assert done.returncode == 130 and done.stderr == ""
     assert not (run_dir / "evaluation-2.json").exists()
 
