@@ -39,7 +39,7 @@ def test_a_flag_that_a_newer_version_no_longer_has_is_said(tmp_path, capsys):
 def test_a_loaded_agent_plays_the_episodes_of_the_final_evaluation(run, name):
     """In the environment of training, with its wrappers, and with the best model."""
     script, changes = RUNS[name]
-    run_dir = run(quick_args(script, eval_frequency=100, exp_name="mine", **changes)).run_dir
+    run_dir = run(quick_args(script, eval_frequency=100, final_episodes=3, exp_name="mine", **changes)).run_dir
     agent, env = load_agent(run_dir)
     returns = []
     for seed in range(FINAL_EVALUATION_SEED, FINAL_EVALUATION_SEED + 3):
@@ -51,7 +51,7 @@ def test_a_loaded_agent_plays_the_episodes_of_the_final_evaluation(run, name):
             over = terminated or truncated
         returns.append(sum(rewards))
     assert type(agent) is getattr(script, AGENTS[script])
-    assert returns == json.loads((run_dir / "evaluation.json").read_text())["returns"][:3]
+    assert returns == json.loads((run_dir / "evaluation.json").read_text())["returns"]
 
 
 def test_the_best_model_before_the_latest(run):
