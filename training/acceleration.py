@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,16 +151,15 @@ def compile_function(function: Callable, inputs: list[torch.Tensor]) -> Callable
     graph = make_fx(function)(*inputs)  # the other tensors are its parameters and buffers
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
-    build = partial(torch._inductor.compile, graph, inputs, options={"cpp_wrapper": True})
-    with torch.no_grad():
-        try:
-            return build()
-        except Exception as error:  # torch's InductorError, whose module takes a second to import
-            library = getattr(getattr(error, "inner_exception", None), "path", None)  # that of an ImportError
-            if library is None:
-                raise
-            os.unlink(library)  # half-written: a process was killed while it compiled this
-            return build()
+    try:
+        with torch.no_grad():
+            return torch._inductor.compile(graph, inputs, options={"cpp_wrapper": True})
+    except Exception as error:  # torch's InductorError, whose module takes a second to import
+        library = getattr(getattr(error, "inner_exception", None), "path", None)  # that of an ImportError
+        if library is None:
+            raise
+        Path(library).unlink(missing_ok=True)  # half-written: a process was killed while it compiled this
+        return compile_function(function, inputs)
 
 
 class TraceableAdamW:
