@@ -206,6 +206,25 @@ def test_what_a_killed_compilation_left_is_compiled_again():
     assert run() == once and library.stat().st_size > 0
 
 
+@pytest.mark.parametrize(("folder", "calls"), [("cache", 2), ("site-packages", 1)])
+def test_what_can_never_be_loaded_is_compiled_twice_and_only_the_cache_loses_files(tmp_path, monkeypatch, folder, calls):
+    """As where the cache is on a file system that forbids to execute; or where an import elsewhere fails."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    file, errors = tmp_path / folder / "library.so", []
+
+    def fail(*_, **__):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        errors.append(RuntimeError())
+        errors[-1].inner_exception = ImportError(path=str(file))
+        raise errors[-1]
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    with pytest.raises(RuntimeError):
+        acceleration.compile_function(torch.sin, [torch.zeros(2)])
+    assert len(errors) == calls and file.exists()
+
+
 @pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, HOLDS])
 def test_captured_is_the_same_algorithm_bit_for_bit(stand_in, changes):
     same_algorithm("cudagraph", {}, **changes)

@@ -142,11 +142,14 @@ def compile_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
     return stand_in
 
 
-def compile_function(function: Callable, inputs: list[torch.Tensor]) -> Callable:
+def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool = True) -> Callable:
     """Compile a function for inputs with these shapes. Other tensors that it reads or writes are used in their own memory.
 
     Not `torch.compile`: its checks before each call take a tenth of a millisecond, and it breaks its graph at an optimiser's
     step. This records the operations once: what `function` decides in Python stays decided.
+
+    A process that was killed while it compiled leaves half a library in torch's cache, which torch would try to load for
+    ever: if `again`, what cannot be loaded is deleted there and compiled once more.
     """
     graph = make_fx(function)(*inputs)  # the other tensors are its parameters and buffers
     for node in graph.graph.nodes:
@@ -155,11 +158,11 @@ def compile_function(function: Callable, inputs: list[torch.Tensor]) -> Callable
         with torch.no_grad():
             return torch._inductor.compile(graph, inputs, options={"cpp_wrapper": True})
     except Exception as error:  # torch's InductorError, whose module takes a second to import
-        library = getattr(getattr(error, "inner_exception", None), "path", None)  # that of an ImportError
-        if library is None:
+        path = getattr(getattr(error, "inner_exception", None), "path", None)  # an ImportError's; it may be of any module
+        if not again or path is None or not Path(path).is_relative_to(torch._inductor.runtime.cache_dir_utils.cache_dir()):
             raise
-        Path(library).unlink(missing_ok=True)  # half-written: a process was killed while it compiled this
-        return compile_function(function, inputs)
+        Path(path).unlink(missing_ok=True)
+        return compile_function(function, inputs, again=False)
 
 
 class TraceableAdamW:
