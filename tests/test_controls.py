@@ -60,13 +60,13 @@ def test_noise_decays_linearly_and_then_stays(run):
         env_id="Bounds-v0",
         exploration_noise=0.3,
         exploration_noise_end=0.0,
-        total_timesteps=4000,
+        total_timesteps=1600,
         learning_starts=0,
-        buffer_size=4000,
+        buffer_size=1600,
     )
     noise = noise_of(run(args, Idle))
-    assert noise[:500].std() == pytest.approx(0.3 * 15 / 16, rel=0.1)
-    assert noise[-500:].std() == pytest.approx(0.3 / 16, rel=0.3)
+    assert noise[:200].std() == pytest.approx(0.3 * 15 / 16, rel=0.1)
+    assert noise[-200:].std() == pytest.approx(0.3 / 16, rel=0.3)
 
 
 def test_learning_rates_and_weight_decay():

@@ -215,6 +215,7 @@ def test_a_worker_that_dies_or_hangs_stops_the_run_after_a_checkpoint(tmp_path, 
     assert state["run"]["global_step"] == 3 * 49 and state["replay_buffer"]["pos"] == 49
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [30, 77])  # with random actions, and with noise on the actor's
 def test_a_run_whose_worker_died_is_resumed_as_if_it_had_not(uninterrupted, at_step, tmp_path, step):  # noqa: F811
     """The actions of the step that failed were drawn already: the checkpoint holds the generators as they were before."""

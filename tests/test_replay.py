@@ -62,11 +62,11 @@ def test_the_stored_action_is_the_one_the_environment_received(run, num_envs):
 
 def test_noise_is_independent_and_scaled_to_each_dimension(run):
     """Four environments in the same state: standard deviation 0.1 x half the range in each, and no correlation."""
-    args = quick_args(env_id="Bounds-v0", num_envs=4, total_timesteps=12_000, learning_starts=0, buffer_size=12_000)
+    args = quick_args(env_id="Bounds-v0", num_envs=4, total_timesteps=6_000, learning_starts=0, buffer_size=6_000)
     parts = run(args, Idle)
     actions = stored(parts.rb)["actions"].reshape(-1, 12)  # (steps, environments x dimensions)
     half_range = np.tile([1, 2, 0.25], 4)
-    np.testing.assert_allclose(actions.std(axis=0), 0.1 * half_range, rtol=0.06)
+    np.testing.assert_allclose(actions.std(axis=0), 0.1 * half_range, rtol=0.08)
     greedy = parts.agent.act(np.zeros((1, 1), np.float32))[0]
     np.testing.assert_allclose(actions.mean(axis=0), np.tile(greedy, 4), atol=0.01 * half_range.max())
     correlation = np.corrcoef(actions.T) - np.eye(12)
