@@ -4,9 +4,10 @@ Papers: Lillicrap et al., 2016, "Continuous control with deep reinforcement lear
 is `train` and `DDPG.update` below); Silver et al., 2014, "Deterministic policy gradient algorithms"; Fujimoto et
 al., 2018, arXiv:1802.09477, for the delayed actor and target updates.
 
-    python ddpg_continuous_action.py --env-id Hopper-v4          # train; everything lands in runs/<run name>/
-    python ddpg_continuous_action.py --resume runs/<run name>    # go on after a crash, as if it had not happened
-    python ddpg_continuous_action.py --evaluate runs/<run name>  # evaluate (and with --capture-video, film) a run
+    python ddpg_continuous_action.py --env-id Hopper-v4
+
+trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
+`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run.
 
 What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
 """
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
 from training import command_line
 from training.arguments import (
@@ -88,15 +89,15 @@ class Learning:
     """learning rate of the critic (None: --learning-rate)"""
     weight_decay: NonNegative = 0.0
     """decoupled weight decay, as in AdamW (0: plain Adam)"""
+    n_steps: Count = 1
+    """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
+    after the first are not corrected for the exploration in them)"""
     critic_loss: Literal["mse", "huber", "expectile"] = "mse"
     """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards; expectile weights the
     square by the sign of the error, for a critic that overestimates (eval/q_bias above zero; arXiv:2406.04081)"""
     expectile: Expectile = 0.3
     """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
     critic estimates low)"""
-    n_steps: Count = 1
-    """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
-    after the first are not corrected for the exploration in them)"""
     policy_noise: NonNegative = 0.0
     """target policy smoothing: standard deviation of the noise on the target actor's action, in units of half the action
     range (0: no noise; TD3 uses 0.2; arXiv:1802.09477). It helps if the actor exploits narrow peaks of the critic"""
@@ -246,16 +247,20 @@ class DDPG:
                 scale, bias = self.actor.action_scale, self.actor.action_bias
                 noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
                 next_actions = (next_actions + noise * scale).clamp(bias - scale, bias + scale)
-            next_q_values = self.target_critic(batch.next_observations, next_actions)
+            next_values = self.target_critic(batch.next_observations, next_actions)
             discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
-            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_q_values
+            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
         q_values = self.critic(batch.observations, batch.actions)
+        return self.td_loss(q_values, td_target), q_values
+
+    def td_loss(self, q_values: torch.Tensor, td_target: torch.Tensor) -> torch.Tensor:
+        """The mean over a batch, (B,), of what --critic-loss makes of a TD error."""
         if self.args.critic_loss == "huber":
-            return F.smooth_l1_loss(q_values, td_target), q_values
+            return F.smooth_l1_loss(q_values, td_target)
         if self.args.critic_loss == "expectile":
             weights = torch.where(td_target > q_values, self.args.expectile, 1 - self.args.expectile)
-            return (2 * weights * (td_target - q_values) ** 2).mean(), q_values
-        return F.mse_loss(q_values, td_target), q_values
+            return (2 * weights * (td_target - q_values) ** 2).mean()
+        return F.mse_loss(q_values, td_target)
 
     def actor_loss(self, batch) -> torch.Tensor:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
@@ -275,10 +280,10 @@ class DDPG:
         if update_policy:
             self.batch_mode(self.actor, True)
             actor_loss = self.actor_loss(batch)
-            self.batch_mode(self.actor, False)
             descend(actor_loss, self.actor_optimizer)
-            self.update_targets()
+            self.batch_mode(self.actor, False)
             losses["actor_loss"] = actor_loss.detach()
+            self.update_targets()
         return losses
 
     def batch_mode(self, network: nn.Module, on: bool) -> None:
@@ -289,7 +294,8 @@ class DDPG:
     @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        for online, target in ((self.actor, self.target_actor), (self.critic, self.target_critic)):
+        pairs = [(self.actor, self.target_actor), (self.critic, self.target_critic)]
+        for online, target in pairs:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
             if self.batch_normalized:
                 for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
@@ -321,8 +327,9 @@ class ExplorationNoise:
 
     def __init__(self, action_space: gym.spaces.Box, args: Args):
         self.args, self.half_range = args, (action_space.high - action_space.low) / 2
-        unit_noise = NOISES[args.noise](np.zeros(action_space.shape), np.ones(action_space.shape))
-        self.processes = VectorizedActionNoise(unit_noise, args.num_envs)
+        shape = (args.num_envs, *action_space.shape)
+        self.process = NOISES[args.noise](np.zeros(shape), np.ones(shape))
+        self.process.noise_prev = np.zeros(shape)  # the state of an Ornstein-Uhlenbeck process
 
     def scale(self, global_step: int) -> float:
         """The size of the noise at a step: constant, or falling linearly and then constant."""
@@ -334,19 +341,18 @@ class ExplorationNoise:
 
     def __call__(self, global_step: int) -> np.ndarray:
         """Draw (N, A) noise."""
-        return self.scale(global_step) * self.half_range * self.processes()
+        return self.scale(global_step) * self.half_range * self.process()
 
     def reset(self, starting: np.ndarray) -> None:
         """Start the processes of the environments where an episode starts, (N,) bool, anew."""
-        self.processes.reset(np.flatnonzero(starting))
+        self.process.noise_prev[starting] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The current value of each Ornstein-Uhlenbeck process."""
-        return {"values": [torch.from_numpy(np.array(getattr(noise, "noise_prev", 0.0))) for noise in self.processes.noises]}
+        return {"values": torch.from_numpy(self.process.noise_prev.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for noise, value in zip(self.processes.noises, state["values"], strict=True):
-            noise.noise_prev = value.numpy().copy()
+        self.process.noise_prev = state["values"].numpy().copy()
 
 
 def train(args: Args) -> Path:

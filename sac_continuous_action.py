@@ -4,9 +4,10 @@ Papers: Haarnoja et al., 2018, "Soft actor-critic", arXiv:1801.01290, and "Soft 
 arXiv:1812.05905 (algorithm 1 is `train` and `SAC.update` below). Three steps from DDPG: a stochastic policy (--num-critics 1
 --alpha 0 --no-autotune), the smaller of two critics (--num-critics 2 --alpha 0 --no-autotune), entropy (the defaults).
 
-    python sac_continuous_action.py --env-id Hopper-v4          # train; everything lands in runs/<run name>/
-    python sac_continuous_action.py --resume runs/<run name>    # go on after a crash, as if it had not happened
-    python sac_continuous_action.py --evaluate runs/<run name>  # evaluate (and with --capture-video, film) a run
+    python sac_continuous_action.py --env-id Hopper-v4
+
+trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
+`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run.
 
 What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
 """
@@ -40,6 +41,7 @@ from training.arguments import (
     Discount,
     Environment,
     Evaluating,
+    Expectile,
     Experiment,
     Fraction,
     Name,
@@ -54,7 +56,7 @@ from training.run import Run
 
 LOG_STD_MIN, LOG_STD_MAX = -5, 2
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
-NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm}
+NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
 
 
 @dataclass
@@ -85,6 +87,17 @@ class Learning:
     """learning rate of the actor"""
     q_lr: Positive = 1e-3
     """learning rate of the critics and of the temperature"""
+    weight_decay: NonNegative = 0.0
+    """decoupled weight decay, as in AdamW (0: plain Adam)"""
+    n_steps: Count = 1
+    """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
+    after the first are not corrected for the exploration in them)"""
+    critic_loss: Literal["mse", "huber", "expectile"] = "mse"
+    """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards; expectile weights the
+    square by the sign of the error, for a critic that overestimates (eval/q_bias above zero; arXiv:2406.04081)"""
+    expectile: Expectile = 0.3
+    """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
+    critic estimates low)"""
     num_critics: Count = 2
     """critics; the smallest of their values counts"""
     reward_scale: Positive = 1.0
@@ -109,9 +122,9 @@ class Networks:
     """units of each hidden layer"""
     activation: Literal["relu", "leaky_relu", "tanh"] = "relu"
     """activation after each hidden layer"""
-    normalization: Literal["none", "layer"] = "none"
+    normalization: Literal["none", "layer", "batch"] = "none"
     """normalisation before each activation"""
-    critic_normalization: Literal["none", "layer"] | None = None
+    critic_normalization: Literal["none", "layer", "batch"] | None = None
     """normalisation in the critic only (None: as --normalization); layer keeps its values bounded (arXiv:2302.02948)"""
 
 
@@ -189,19 +202,21 @@ class SAC:
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
         self.args, self.device = args, device
-        self.actor = Actor(observation_space, action_space, args).to(device)
+        self.batch_normalized = "batch" in (args.normalization, args.critic_normalization)
+        # In evaluation mode: batch normalisation uses its running statistics wherever `batch_mode` does not say otherwise.
+        self.actor = Actor(observation_space, action_space, args).to(device).eval()
         critics = [Critic(observation_space, action_space, args) for _ in range(args.num_critics)]
-        self.critics = nn.ModuleList(critics).to(device)
+        self.critics = nn.ModuleList(critics).to(device).eval()
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = torch.tensor(args.alpha, dtype=torch.float64, device=device).log()  # minus infinity for an alpha of 0
         self.temperature = nn.ParameterDict({"log_alpha": torch.zeros_like(self.log_alpha)} if args.autotune else {})
         self.log_alpha = self.temperature["log_alpha"] if args.autotune else self.log_alpha
         self.target_entropy = -float(action_space.shape[0])
         capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
-        adam = partial(torch.optim.AdamW, weight_decay=0.0, fused=True, capturable=capturable)
+        adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True, capturable=capturable)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
         self.critic_optimizer = adam(self.critics.parameters(), lr=args.q_lr)
-        self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr) if args.autotune else None
+        self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr, weight_decay=0.0) if args.autotune else None
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -246,16 +261,26 @@ class SAC:
         return smallest_q_value(critics, obs, action) - self.log_alpha.exp().detach() * log_prob, log_prob
 
     def critic_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the critics' mean squared TD errors (1812.05905, equation 5), and the (critics, B) values Q(s, a).
+        """Sum of the critics' mean losses of the TD errors (1812.05905, equation 5), and the (critics, B) values Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
         transition bootstraps like any other. `noise`, (B, A) standard normal, draws the next actions.
         """
         with torch.no_grad():
             next_values, _ = self.soft_value(self.target_critics, batch.next_observations, noise)
-            td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_values
+            discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
+            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
         q_values = torch.stack([critic(batch.observations, batch.actions) for critic in self.critics])
-        return (q_values - td_target).square().mean(dim=1).sum(), q_values
+        return sum(self.td_loss(values, td_target) for values in q_values), q_values
+
+    def td_loss(self, q_values: torch.Tensor, td_target: torch.Tensor) -> torch.Tensor:
+        """The mean over a batch, (B,), of what --critic-loss makes of a TD error."""
+        if self.args.critic_loss == "huber":
+            return F.smooth_l1_loss(q_values, td_target)
+        if self.args.critic_loss == "expectile":
+            weights = torch.where(td_target > q_values, self.args.expectile, 1 - self.args.expectile)
+            return (2 * weights * (td_target - q_values) ** 2).mean()
+        return F.mse_loss(q_values, td_target)
 
     def actor_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Minus the mean soft value of the actor's own actions (1801.01290, equation 12), and their (B,) log probabilities."""
@@ -271,25 +296,40 @@ class SAC:
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
         """
+        self.batch_mode(self.critics, True)
         q_loss, q_values = self.critic_loss(batch, noise[0])
+        self.batch_mode(self.critics, False)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if update_policy:
+            self.batch_mode(self.actor, True)
             for actor_noise in noise[1:]:  # as many as were left out before
                 actor_loss, log_prob = self.actor_loss(batch, actor_noise)
                 descend(actor_loss, self.actor_optimizer)
                 if self.args.autotune:  # 1812.05905, equation 18
                     alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
                     descend(alpha_loss, self.alpha_optimizer)
-            losses |= {"actor_loss": actor_loss.detach(), "alpha": self.log_alpha.detach().exp()}
+            self.batch_mode(self.actor, False)
+            losses["actor_loss"] = actor_loss.detach()
+            losses["alpha"] = self.log_alpha.detach().exp()
         if update_targets:
             self.update_targets()
         return losses
 
+    def batch_mode(self, network: nn.Module, on: bool) -> None:
+        """Have batch normalisation use the statistics of the batch, or the running ones (other layers ignore the mode)."""
+        if self.batch_normalized:
+            network.train(on)
+
     @torch.no_grad()
     def update_targets(self) -> None:
-        """Polyak averaging, target <- (1 - tau) target + tau online."""
-        torch._foreach_lerp_(list(self.target_critics.parameters()), list(self.critics.parameters()), self.args.tau)
+        """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
+        pairs = [(self.critics, self.target_critics)]
+        for online, target in pairs:
+            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
+            if self.batch_normalized:
+                for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+                    target_buffer.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the networks and of the optimisers."""
@@ -333,7 +373,8 @@ def train(args: Args) -> Path:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = SAC(*spaces, args, run.device)
         # Only terminations are stored: a time limit is no terminal state.
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
+        options = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, **options)
         envs.reset(seed=args.seed)
         run.resume(environments=envs, agent=agent, replay_buffer=rb)
         obs = envs.observations

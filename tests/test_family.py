@@ -106,7 +106,12 @@ def trained(script, mode: str, changes: dict):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "changes"), [(sac, {}), (sac, {"num_critics": 1, "alpha": 0.0, "autotune": False}), (dqn, {"double_q": True})]
+    ("script", "changes"),
+    [
+        (sac, {}),
+        (sac, {"num_critics": 1, "alpha": 0.0, "autotune": False, "normalization": "batch", "weight_decay": 0.1}),
+        (dqn, {"double_q": True}),
+    ],
 )
 def test_compiled_is_the_same_algorithm(script, changes):
     agent, eager, eager_losses = trained(script, "eager", changes)

@@ -134,6 +134,69 @@ def test_losses_match_numpy(changes):
     np.testing.assert_allclose(log_prob.detach(), expected_log_prob, rtol=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (2**2 + 3**2) / 2),
+        ({"critic_loss": "huber"}, (1.5 + 2.5) / 2),
+        ({"critic_loss": "expectile", "expectile": 0.3}, (0.6 * 2**2 + 1.4 * 3**2) / 2),
+    ],
+)
+def test_losses_of_a_hand_computed_batch_add_up_over_the_critics(changes, expected):
+    """TD errors 2 (target above the estimate) and -3 of two critics."""
+    agent = agent_with(**changes)
+    agent.critics = [lambda obs, actions: 0 * actions[:, 0]] * 2
+    batch = batch_of(2)._replace(rewards=torch.tensor([[2.0], [-3.0]]), dones=torch.ones(2, 1))
+    assert agent.critic_loss(batch, noise_of(2, 2).float())[0].item() == pytest.approx(2 * expected)
+
+
+def test_the_discounts_of_a_batch_take_the_place_of_gamma():
+    batch, noise = batch_of(8), noise_of(8, 2).float()
+    summed = batch._replace(discounts=torch.full((8, 1), 0.7))
+    loss, _ = agent_with(gamma=0.9).critic_loss(summed, noise)
+    torch.testing.assert_close(loss, agent_with(gamma=0.7).critic_loss(batch, noise)[0])
+
+
+def test_weight_decay_is_decoupled_and_leaves_the_temperature_alone():
+    plain, decayed = agent_with(), agent_with(weight_decay=0.5)
+    before = plain.critics[0].q_value.weight.detach().clone()
+    for agent in (plain, decayed):
+        agent.update(batch_of(8), noise_of(3, 8, 2).float(), update_policy=False)
+    shrunk = plain.critics[0].q_value.weight - 1e-3 * 0.5 * before
+    torch.testing.assert_close(decayed.critics[0].q_value.weight, shrunk)
+    assert {name: optimizer.param_groups[0]["weight_decay"] for name, optimizer in decayed.optimizers.items()} == {
+        "actor": 0.5,
+        "critic": 0.5,
+        "alpha": 0,
+    }
+
+
+def test_batch_normalization_moves_the_statistics_of_the_network_that_learns_alone():
+    """Of the critics, copied to their targets; then of the actor. Acting moves none; a row does not depend on its batch."""
+    agent = agent_with(normalization="batch")
+
+    def statistics() -> dict[str, list[torch.Tensor]]:
+        return {name: [tensor.clone() for tensor in network.buffers()] for name, network in agent.networks.items()}
+
+    def moved(before: dict[str, list[torch.Tensor]]) -> set[str]:
+        return {name for name, tensors in statistics().items() if not all(map(torch.equal, tensors, before[name]))}
+
+    before, noise = statistics(), noise_of(3, 32, 2).float()
+    agent.update(batch_of(32), noise, update_policy=False, update_targets=False)
+    assert moved(before) == {"critics"}
+    before = statistics()
+    agent.update(batch_of(32, seed=1), noise, update_policy=True)
+    assert moved(before) == {"actor", "critics", "target_critics"}
+    assert all(map(torch.equal, agent.critics.buffers(), agent.target_critics.buffers()))
+    assert agent.actor.hidden[1].num_batches_tracked == 2  # one for each of its steps
+    assert agent.critics[0].hidden[1].num_batches_tracked == 2  # none for the actor's steps
+    before, obs = statistics(), batch_of(5).observations.numpy()
+    rows = np.concatenate([agent.act(row[None]) for row in obs])
+    np.testing.assert_allclose(agent.act(obs), rows, rtol=1e-4, atol=1e-6)
+    agent.value(obs), agent.state_value(obs)
+    assert not moved(before)
+
+
 def test_the_critics_can_be_normalised_alone():
     agent = agent_with(critic_normalization="layer")
     kinds = {
