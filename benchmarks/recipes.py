@@ -71,6 +71,10 @@ LUNAR_LANDER_DQN = (
     "--train-frequency 4 --target-network-frequency 1000 --learning-rate 5e-4 --hidden-sizes 128 128 "
     "--exploration-fraction 0.2 --buffer-size 200000"
 )
+STABLE = (  # the README's flags for a DDPG that does not overestimate
+    "--critic-loss expectile --expectile 0.3 --policy-noise 0.2 --noise-clip 0.5 --critic-normalization layer --n-steps 3 "
+    "--critic-learning-rate 1e-3 --learning-starts 10000"
+)
 BOX2D = 'pip install "gymnasium[box2d]==1.4.0"'
 RECIPES = {
     "pendulum": Recipe(
@@ -88,11 +92,9 @@ RECIPES = {
     ),
     "lunar_lander": Recipe(
         "LunarLanderContinuous-v3",
-        "--total-timesteps 500000 --learning-starts 10000 --eval-frequency 10000 "
-        "--eval-episodes 50 --target-return 240 --gamma 0.98 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 400 300 "
-        "--policy-frequency 1 --exploration-noise 0.2 --exploration-noise-end 0.05 --exploration-fraction 0.5 "
-        "--buffer-size 200000",
-        200,
+        f"--total-timesteps 500000 --eval-frequency 10000 --eval-episodes 50 --final-episodes 100 --target-return 260 {STABLE} "
+        "--exploration-noise 0.2 --batch-size 128 --buffer-size 300000",
+        230,
         BOX2D,
     ),
     "inverted_pendulum": Recipe(
