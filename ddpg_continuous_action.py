@@ -7,9 +7,8 @@ al., 2018, arXiv:1802.09477, for the delayed actor and target updates.
     python ddpg_continuous_action.py --env-id Hopper-v4
 
 trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run.
-
-What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
+`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run. What keeps a run alive, whatever its algorithm
+(folder, logs, evaluation, checkpoints, signals), is in training/.
 """
 
 # /// script
@@ -21,7 +20,7 @@ What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkp
 import copy
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,6 +97,8 @@ class Learning:
     expectile: Expectile = 0.3
     """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
     critic estimates low)"""
+    num_critics: Count = 1
+    """critics; the smallest of their values counts in the targets (2: TD3's, against over-estimation; arXiv:1802.09477)"""
     policy_noise: NonNegative = 0.0
     """target policy smoothing: standard deviation of the noise on the target actor's action, in units of half the action
     range (0: no noise; TD3 uses 0.2; arXiv:1802.09477). It helps if the actor exploits narrow peaks of the critic"""
@@ -202,18 +203,22 @@ class DDPG:
         self.batch_normalized = "batch" in (args.normalization, args.critic_normalization)
         # In evaluation mode: batch normalisation uses its running statistics wherever `batch_mode` does not say otherwise.
         self.actor = Actor(observation_space, action_space, args).to(device).eval()
-        self.critic = Critic(observation_space, action_space, args).to(device).eval()
+        critics = [Critic(observation_space, action_space, args) for _ in range(args.num_critics)]
+        self.critic, *others = nn.ModuleList(critics).to(device).eval()
+        self.other_critics = nn.ModuleList(others)  # none, but for --num-critics
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_other_critics = copy.deepcopy(self.other_critics).requires_grad_(False)
         capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
         adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True, capturable=capturable)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.actor_learning_rate or args.learning_rate)
-        self.critic_optimizer = adam(self.critic.parameters(), lr=args.critic_learning_rate or args.learning_rate)
+        self.critic_optimizer = adam(nn.ModuleList(critics).parameters(), lr=args.critic_learning_rate or args.learning_rate)
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """What a saved model consists of."""
-        return {name: getattr(self, name) for name in ("actor", "critic", "target_actor", "target_critic")}
+        names = ("actor", "critic", "other_critics") if self.other_critics else ("actor", "critic")
+        return {name: getattr(self, name) for name in (*names, *(f"target_{name}" for name in names))}
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -235,7 +240,7 @@ class DDPG:
         return self.critic(obs, self.actor(obs)).cpu().numpy()
 
     def critic_loss(self, batch, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss of the TD errors (Lillicrap et al., equation 4) of a batch, and the (B,) values Q(s, a).
+        """Sum of the critics' mean losses of the TD errors (Lillicrap et al., equation 4), and the first one's (B,) Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
         transition bootstraps like any other. `noise`, (B, A) standard normal, smooths the target policy (Fujimoto et al.,
@@ -247,11 +252,12 @@ class DDPG:
                 scale, bias = self.actor.action_scale, self.actor.action_bias
                 noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
                 next_actions = (next_actions + noise * scale).clamp(bias - scale, bias + scale)
-            next_values = self.target_critic(batch.next_observations, next_actions)
+            critics = self.target_critic, *self.target_other_critics
+            next_values = reduce(torch.minimum, (critic(batch.next_observations, next_actions) for critic in critics))
             discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
             td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
-        q_values = self.critic(batch.observations, batch.actions)
-        return self.td_loss(q_values, td_target), q_values
+        q_values = [critic(batch.observations, batch.actions) for critic in (self.critic, *self.other_critics)]
+        return sum(self.td_loss(values, td_target) for values in q_values), q_values[0]
 
     def td_loss(self, q_values: torch.Tensor, td_target: torch.Tensor) -> torch.Tensor:
         """The mean over a batch, (B,), of what --critic-loss makes of a TD error."""
@@ -272,29 +278,30 @@ class DDPG:
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss.
         """
-        self.batch_mode(self.critic, True)
+        self.batch_mode(True, self.critic, *self.other_critics)
         q_loss, q_values = self.critic_loss(batch, noise)
-        self.batch_mode(self.critic, False)
+        self.batch_mode(False, self.critic, *self.other_critics)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if update_policy:
-            self.batch_mode(self.actor, True)
+            self.batch_mode(True, self.actor)
             actor_loss = self.actor_loss(batch)
             descend(actor_loss, self.actor_optimizer)
-            self.batch_mode(self.actor, False)
+            self.batch_mode(False, self.actor)
             losses["actor_loss"] = actor_loss.detach()
             self.update_targets()
         return losses
 
-    def batch_mode(self, network: nn.Module, on: bool) -> None:
+    def batch_mode(self, on: bool, *networks: nn.Module) -> None:
         """Have batch normalisation use the statistics of the batch, or the running ones (other layers ignore the mode)."""
         if self.batch_normalized:
-            network.train(on)
+            nn.ModuleList(networks).train(on)
 
     @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
         pairs = [(self.actor, self.target_actor), (self.critic, self.target_critic)]
+        pairs += zip(self.other_critics, self.target_other_critics, strict=True)
         for online, target in pairs:
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
             if self.batch_normalized:
@@ -333,11 +340,9 @@ class ExplorationNoise:
 
     def scale(self, global_step: int) -> float:
         """The size of the noise at a step: constant, or falling linearly and then constant."""
-        args = self.args
-        if args.exploration_noise_end is None:
-            return args.exploration_noise
-        progress = min(1.0, global_step / (args.exploration_fraction * args.total_timesteps))
-        return args.exploration_noise + progress * (args.exploration_noise_end - args.exploration_noise)
+        start, end = self.args.exploration_noise, self.args.exploration_noise_end
+        progress = min(1.0, global_step / (self.args.exploration_fraction * self.args.total_timesteps))
+        return start if end is None else start + progress * (end - start)
 
     def __call__(self, global_step: int) -> np.ndarray:
         """Draw (N, A) noise."""
@@ -369,7 +374,6 @@ def train(args: Args) -> Path:
     """
     with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
-        low, high = spaces[1].low, spaces[1].high
         agent = DDPG(*spaces, args, run.device)
         # Only terminations are stored: a time limit is no terminal state.
         options = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
@@ -389,7 +393,7 @@ def train(args: Args) -> Path:
             if run.global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
-                actions = np.clip(agent.act(obs) + noise(run.global_step), low, high)
+                actions = np.clip(agent.act(obs) + noise(run.global_step), spaces[1].low, spaces[1].high)
             check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs

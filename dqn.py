@@ -4,11 +4,11 @@ Papers: Mnih et al., 2015, "Human-level control through deep reinforcement learn
 `train` and `DQN.update` below); van Hasselt et al., 2016, "Deep reinforcement learning with double Q-learning",
 arXiv:1509.06461, for --double-q.
 
-    python dqn.py --env-id CartPole-v1        # train; everything lands in runs/<run name>/
-    python dqn.py --resume runs/<run name>    # go on after a crash, as if it had not happened
-    python dqn.py --evaluate runs/<run name>  # evaluate (and with --capture-video, film) a run
+    python dqn.py --env-id CartPole-v1
 
-What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
+trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
+`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run. What keeps a run alive, whatever its algorithm
+(folder, logs, evaluation, checkpoints, signals), is in training/.
 """
 
 # /// script

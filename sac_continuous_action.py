@@ -7,9 +7,8 @@ arXiv:1812.05905 (algorithm 1 is `train` and `SAC.update` below). Three steps fr
     python sac_continuous_action.py --env-id Hopper-v4
 
 trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run.
-
-What keeps a run alive, whatever its algorithm (folder, logs, evaluation, checkpoints, signals), is in training/.
+`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run. What keeps a run alive, whatever its algorithm
+(folder, logs, evaluation, checkpoints, signals), is in training/.
 """
 
 # /// script
@@ -296,30 +295,30 @@ class SAC:
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
         """
-        self.batch_mode(self.critics, True)
+        self.batch_mode(True, *self.critics)
         q_loss, q_values = self.critic_loss(batch, noise[0])
-        self.batch_mode(self.critics, False)
+        self.batch_mode(False, *self.critics)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if update_policy:
-            self.batch_mode(self.actor, True)
+            self.batch_mode(True, self.actor)
             for actor_noise in noise[1:]:  # as many as were left out before
                 actor_loss, log_prob = self.actor_loss(batch, actor_noise)
                 descend(actor_loss, self.actor_optimizer)
                 if self.args.autotune:  # 1812.05905, equation 18
                     alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
                     descend(alpha_loss, self.alpha_optimizer)
-            self.batch_mode(self.actor, False)
+            self.batch_mode(False, self.actor)
             losses["actor_loss"] = actor_loss.detach()
             losses["alpha"] = self.log_alpha.detach().exp()
         if update_targets:
             self.update_targets()
         return losses
 
-    def batch_mode(self, network: nn.Module, on: bool) -> None:
+    def batch_mode(self, on: bool, *networks: nn.Module) -> None:
         """Have batch normalisation use the statistics of the batch, or the running ones (other layers ignore the mode)."""
         if self.batch_normalized:
-            network.train(on)
+            nn.ModuleList(networks).train(on)
 
     @torch.no_grad()
     def update_targets(self) -> None:

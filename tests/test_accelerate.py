@@ -28,7 +28,7 @@ from training import acceleration, setup
 from training.replay_buffer import standard_normal
 
 OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
-HOLDS = {"critic_loss": "expectile", "policy_noise": 0.2, "n_steps": 3, "critic_normalization": "layer"}
+HOLDS = {"critic_loss": "expectile", "policy_noise": 0.2, "n_steps": 3, "critic_normalization": "layer", "num_critics": 2}
 # What tests/test_resume.py compiles: torch finds it in its cache.
 COMPILED_ONCE = {"env_id": "Pendulum-v1", "hidden_sizes": (32, 32), "batch_size": 32}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

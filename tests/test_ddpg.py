@@ -152,6 +152,41 @@ def test_critic_loss_of_a_hand_computed_batch(agent):
     assert loss.item() == pytest.approx((10**2 + 1**2) / 2)
 
 
+def test_with_more_critics_the_smallest_value_counts_and_losses_add_up(agent):
+    """Q' = 10 and 4, the smaller counts: the target is 1 + 0.9 x 4. Q = 0 and 2."""
+    agent.critic = lambda obs, actions: 0 * actions[:, 0]
+    agent.other_critics = [lambda obs, actions: 0 * actions[:, 0] + 2]
+    agent.target_critic = lambda obs, actions: 0 * actions[:, 0] + 10
+    agent.target_other_critics = [lambda obs, actions: 0 * actions[:, 0] + 4]
+    batch = batch_of(2)._replace(dones=torch.zeros(2, 1), rewards=torch.ones(2, 1))
+    loss, q_values = agent.critic_loss(batch)
+    assert loss.item() == pytest.approx(4.6**2 + 2.6**2)
+    assert q_values.tolist() == [0, 0]
+
+
+def test_equal_critics_learn_what_one_learns(agent):
+    """The smallest value is then that of each; and the actor climbs the first alone."""
+    twins = ddpg.DDPG(OBS, ACTIONS, dataclasses.replace(agent.args, num_critics=3), torch.device("cpu"))
+    others = {"other_critics": agent.critic, "target_other_critics": agent.target_critic}
+    for name, network in twins.networks.items():
+        for copy in network if name in others else [network]:
+            copy.load_state_dict(others.get(name, agent.networks.get(name)).state_dict())
+    for number in range(6):
+        for one in (agent, twins):
+            one.update(batch_of(8, seed=number), update_policy=number % 2 == 1)
+    assert twins.networks.keys() == agent.networks.keys() | others.keys()
+    for name, network in agent.networks.items():
+        assert_same_weights(twins.networks[name], network)
+    for name, network in others.items():
+        for copy in twins.networks[name]:
+            assert_same_weights(copy, network)
+
+
+def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_targets_start_equal_and_receive_no_gradient(agent):
     for online, target in ((agent.actor, agent.target_actor), (agent.critic, agent.target_critic)):
         for a, b in zip(online.state_dict().values(), target.state_dict().values(), strict=True):
