@@ -357,7 +357,7 @@ class ExplorationNoise:
         return {"values": torch.from_numpy(self.process.noise_prev.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.process.noise_prev = state["values"].numpy().copy()
+        self.process.noise_prev = np.stack(state["values"])
 
 
 def train(args: Args) -> Path:
