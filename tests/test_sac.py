@@ -157,6 +157,14 @@ def test_the_discounts_of_a_batch_take_the_place_of_gamma():
     torch.testing.assert_close(loss, agent_with(gamma=0.7).critic_loss(batch, noise)[0])
 
 
+def test_n_steps_reach_the_update(run, monkeypatch):
+    seen, update = [], sac.SAC.update
+    watched = lambda self, batch, **others: seen.append(batch.discounts) or update(self, batch, **others)  # noqa: E731
+    monkeypatch.setattr(sac.SAC, "update", watched)
+    run(quick_args(sac, env_id="Pendulum-like-v0", n_steps=3, gamma=0.5))
+    assert set(torch.cat(seen).flatten().tolist()) == {0.5**3, 0.5**2, 0.5}  # fewer steps at the newest one
+
+
 def test_weight_decay_is_decoupled_and_leaves_the_temperature_alone():
     plain, decayed = agent_with(), agent_with(weight_decay=0.5)
     before = plain.critics[0].q_value.weight.detach().clone()
