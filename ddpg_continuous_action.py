@@ -18,9 +18,10 @@ trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goe
 # ///
 
 import copy
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +99,7 @@ class Learning:
     """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
     critic estimates low)"""
     num_critics: Count = 1
-    """critics; the smallest of their values counts in the targets (2: TD3's, against over-estimation; arXiv:1802.09477)"""
+    """critics; targets are computed with the smallest of their values (2: TD3's, against over-estimation; arXiv:1802.09477)"""
     policy_noise: NonNegative = 0.0
     """target policy smoothing: standard deviation of the noise on the target actor's action, in units of half the action
     range (0: no noise; TD3 uses 0.2; arXiv:1802.09477). It helps if the actor exploits narrow peaks of the critic"""
@@ -110,7 +111,7 @@ class Learning:
 
 @dataclass
 class Exploration:
-    """The noise on the actor's actions."""
+    """How the agent explores."""
 
     noise: Literal["gaussian", "ou"] = "gaussian"
     """gaussian: independent at each step; ou: an Ornstein-Uhlenbeck process that restarts with each episode"""
@@ -243,8 +244,7 @@ class DDPG:
         """Sum of the critics' mean losses of the TD errors (Lillicrap et al., equation 4), and the first one's (B,) Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
-        transition bootstraps like any other. `noise`, (B, A) standard normal, smooths the target policy (Fujimoto et al.,
-        2018, equation 14).
+        transition bootstraps like any other. `noise`, (B, A) standard normal, smooths the target policy (1802.09477, eq. 14).
         """
         with torch.no_grad():
             next_actions = self.target_actor(batch.next_observations)
@@ -252,8 +252,8 @@ class DDPG:
                 scale, bias = self.actor.action_scale, self.actor.action_bias
                 noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
                 next_actions = (next_actions + noise * scale).clamp(bias - scale, bias + scale)
-            critics = self.target_critic, *self.target_other_critics
-            next_values = reduce(torch.minimum, (critic(batch.next_observations, next_actions) for critic in critics))
+            target_critics = self.target_critic, *self.target_other_critics
+            next_values = smallest_q_value(target_critics, batch.next_observations, next_actions)
             discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
             td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
         q_values = [critic(batch.observations, batch.actions) for critic in (self.critic, *self.other_critics)]
@@ -322,6 +322,11 @@ class DDPG:
             optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
 
+def smallest_q_value(critics: Iterable[nn.Module], obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """The smallest of the critics' values: (N,)."""
+    return torch.stack([critic(obs, action) for critic in critics]).amin(dim=0)
+
+
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One optimiser step on a loss. Gradients are computed for the parameters of this optimiser only."""
     optimizer.zero_grad()
@@ -338,19 +343,14 @@ class ExplorationNoise:
         self.process = NOISES[args.noise](np.zeros(shape), np.ones(shape))
         self.process.noise_prev = np.zeros(shape)  # the state of an Ornstein-Uhlenbeck process
 
-    def scale(self, global_step: int) -> float:
-        """The size of the noise at a step: constant, or falling linearly and then constant."""
+    def __call__(self, global_step: int, starting: np.ndarray) -> np.ndarray:
+        """Draw (N, A) noise. Its size is constant, or falls linearly and is then constant; where an episode is `starting`,
+        (N,) bool, its process starts anew."""
+        self.process.noise_prev[starting] = 0
         start, end = self.args.exploration_noise, self.args.exploration_noise_end
         progress = min(1.0, global_step / (self.args.exploration_fraction * self.args.total_timesteps))
-        return start if end is None else start + progress * (end - start)
-
-    def __call__(self, global_step: int) -> np.ndarray:
-        """Draw (N, A) noise."""
-        return self.scale(global_step) * self.half_range * self.process()
-
-    def reset(self, starting: np.ndarray) -> None:
-        """Start the processes of the environments where an episode starts, (N,) bool, anew."""
-        self.process.noise_prev[starting] = 0
+        scale = start if end is None else start + progress * (end - start)
+        return scale * self.half_range * self.process()
 
     def state_dict(self) -> dict[str, Any]:
         """The current value of each Ornstein-Uhlenbeck process."""
@@ -389,11 +389,10 @@ def train(args: Args) -> Path:
 
         while run.unfinished:
             # Act: uniformly at random at first, then the actor's action plus noise, within the bounds.
-            noise.reset(envs.starting)
             if run.global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
-                actions = np.clip(agent.act(obs) + noise(run.global_step), spaces[1].low, spaces[1].high)
+                actions = np.clip(agent.act(obs) + noise(run.global_step, envs.starting), spaces[1].low, spaces[1].high)
             check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs

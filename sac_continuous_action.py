@@ -19,6 +19,7 @@ trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goe
 
 import copy
 import math
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -98,14 +99,14 @@ class Learning:
     """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
     critic estimates low)"""
     num_critics: Count = 2
-    """critics; the smallest of their values counts"""
+    """critics; targets are computed with the smallest of their values (2: TD3's, against over-estimation; arXiv:1802.09477)"""
     reward_scale: Positive = 1.0
     """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
 
 @dataclass
 class Exploration:
-    """The entropy of the policy."""
+    """How the agent explores."""
 
     alpha: NonNegative = 0.2
     """temperature: the weight of the entropy beside the rewards (only with --no-autotune)"""
@@ -289,8 +290,7 @@ class SAC:
     def update(self, batch, noise: torch.Tensor, update_policy: bool, update_targets: bool = True) -> dict[str, torch.Tensor]:
         """One step of the critics and, if asked, `policy_frequency` of the actor and the temperature, and one of the targets.
 
-        Args:
-            noise: (1 + policy_frequency, B, A) standard normal: for the critics' targets, then for each step of the actor.
+        `noise`, (1 + policy_frequency, B, A) standard normal, is for the critics' targets, then for each step of the actor.
 
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
@@ -344,7 +344,7 @@ class SAC:
             optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
 
-def smallest_q_value(critics: nn.ModuleList, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+def smallest_q_value(critics: Iterable[nn.Module], obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
     """The smallest of the critics' values: (N,)."""
     return torch.stack([critic(obs, action) for critic in critics]).amin(dim=0)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch.nn as nn
 import toys  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -28,6 +29,21 @@ def quick_args(script=ddpg, **changes):
         "episode_replay": "plain",  # not found out anew for each run
     }
     return script.Args(**(values | changes))
+
+
+def drop_biases(monkeypatch, script) -> None:
+    """Give a script's networks no biases before their normalisation. Before batch normalisation a bias has no effect; its
+    gradient is rounding, of which Adam makes full steps, so that two ways of computing the same would differ."""
+
+    def without_biases(*args):
+        layers = hidden_layers(*args)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                layer.bias = None
+        return layers
+
+    hidden_layers = script.hidden_layers
+    monkeypatch.setattr(script, "hidden_layers", without_biases)
 
 
 def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

@@ -49,12 +49,26 @@ def test_ou_noise_is_a_process_of_each_environment_that_starts_anew_with_each_ep
     assert np.corrcoef(noise[:, 10:-1].ravel(), noise[:, 11:].ravel())[0, 1] > 0.9
 
 
+class Ones:
+    """A noise process that always draws ones."""
+
+    noise_prev = np.zeros((1, *ACTIONS.shape))
+
+    def __call__(self):
+        return np.ones_like(self.noise_prev)
+
+
 def test_noise_decays_linearly_and_then_stays(run):
     args = ddpg.Args(exploration_noise=0.5, exploration_noise_end=0.1, exploration_fraction=0.5, total_timesteps=1000)
     steps = (0, 125, 250, 500, 750, 1000)
-    noise, constant = ddpg.ExplorationNoise(ACTIONS, args), ddpg.ExplorationNoise(ACTIONS, ddpg.Args(exploration_noise=0.3))
-    assert [noise.scale(step) for step in steps] == pytest.approx([0.5, 0.4, 0.3, 0.1, 0.1, 0.1])
-    assert constant.scale(10**6) == 0.3
+    falling, constant = ddpg.ExplorationNoise(ACTIONS, args), ddpg.ExplorationNoise(ACTIONS, ddpg.Args(exploration_noise=0.3))
+    for noise in (falling, constant):
+        noise.process = Ones()
+    none_starts, half_range = np.zeros(1, bool), (ACTIONS.high - ACTIONS.low) / 2
+    np.testing.assert_allclose(
+        [falling(step, none_starts) for step in steps], np.multiply.outer([0.5, 0.4, 0.3, 0.1, 0.1, 0.1], [half_range])
+    )
+    np.testing.assert_allclose(constant(10**6, none_starts), [0.3 * half_range])
 
     args = quick_args(
         env_id="Bounds-v0",

@@ -239,6 +239,7 @@ def test_the_update_path_raises_no_warning():
     """`python -W error` turns a broadcast of (B,) against (B, 1), among others, into a failure."""
     code = "\n".join(
         [
+            "import sys; sys.path.append('tests')",
             "import torch, test_ddpg",
             "agent = test_ddpg.ddpg.DDPG(test_ddpg.OBS, test_ddpg.ACTIONS, test_ddpg.ddpg.Args(), torch.device('cpu'))",
             "import warnings; warnings.simplefilter('error')",
@@ -246,7 +247,7 @@ def test_the_update_path_raises_no_warning():
             "print(warnings.filters[0][0])",
         ]
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "tests", env=None, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "error\n", done.stderr
 
 
