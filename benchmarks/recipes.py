@@ -75,6 +75,10 @@ STABLE = (  # the README's flags for a DDPG that does not overestimate
     "--critic-loss expectile --expectile 0.3 --policy-noise 0.2 --noise-clip 0.5 --critic-normalization layer --n-steps 3 "
     "--critic-learning-rate 1e-3 --learning-starts 10000"
 )
+TD3 = (  # the README's flags with two critics
+    "--num-critics 2 --policy-noise 0.2 --critic-learning-rate 1e-3 --learning-starts 10000 --batch-size 128 "
+    "--eval-frequency 25000"
+)
 BOX2D = 'pip install "gymnasium[box2d]==1.4.0"'
 RECIPES = {
     "pendulum": Recipe(
@@ -154,6 +158,9 @@ RECIPES = {
     "half_cheetah_sac": Recipe(
         "HalfCheetah-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC, published="8,593 +- 964 at 300k"
     ),
+    "hopper_td3": Recipe("Hopper-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 2,787"),
+    "half_cheetah_td3": Recipe("HalfCheetah-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 11,321"),
+    "walker2d_td3": Recipe("Walker2d-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 4,536"),
     "hopper": Recipe("Hopper-v4", "", None),
     "half_cheetah": Recipe("HalfCheetah-v4", "", None),
     "walker2d": Recipe("Walker2d-v4", "", None),
