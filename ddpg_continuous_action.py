@@ -1,8 +1,7 @@
 """Deep Deterministic Policy Gradient (DDPG) for continuous control: the whole algorithm.
 
-Papers: Lillicrap et al., 2016, "Continuous control with deep reinforcement learning", arXiv:1509.02971 (algorithm 1
-is `train` and `DDPG.update` below); Silver et al., 2014, "Deterministic policy gradient algorithms"; Fujimoto et
-al., 2018, arXiv:1802.09477, for the delayed actor and target updates.
+Papers: Lillicrap et al., 2016, "Continuous control with deep reinforcement learning", arXiv:1509.02971 (algorithm 1 is `train`
+and `DDPG.update` below); Fujimoto et al., 2018, arXiv:1802.09477 (TD3), for the delayed actor and target updates.
 
     python ddpg_continuous_action.py --env-id Hopper-v4
 
@@ -300,9 +299,9 @@ class DDPG:
     @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        pairs = [(self.actor, self.target_actor), (self.critic, self.target_critic)]
-        pairs += zip(self.other_critics, self.target_other_critics, strict=True)
-        for online, target in pairs:
+        networks = self.networks
+        for name in [name for name in networks if f"target_{name}" in networks]:
+            online, target = networks[name], networks[f"target_{name}"]
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
             if self.batch_normalized:
                 for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):

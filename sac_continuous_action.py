@@ -208,9 +208,9 @@ class SAC:
         critics = [Critic(observation_space, action_space, args) for _ in range(args.num_critics)]
         self.critics = nn.ModuleList(critics).to(device).eval()
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_alpha = torch.tensor(args.alpha, dtype=torch.float64, device=device).log()  # minus infinity for an alpha of 0
-        self.temperature = nn.ParameterDict({"log_alpha": torch.zeros_like(self.log_alpha)} if args.autotune else {})
-        self.log_alpha = self.temperature["log_alpha"] if args.autotune else self.log_alpha
+        alpha = torch.tensor(1.0 if args.autotune else args.alpha, dtype=torch.float64, device=device)
+        self.log_alpha = nn.Parameter(alpha.log(), requires_grad=args.autotune)  # minus infinity for an alpha of 0
+        self.temperature = nn.ParameterDict({"log_alpha": self.log_alpha} if args.autotune else {})
         self.target_entropy = -float(action_space.shape[0])
         capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
         adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True, capturable=capturable)
@@ -323,8 +323,9 @@ class SAC:
     @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        pairs = [(self.critics, self.target_critics)]
-        for online, target in pairs:
+        networks = self.networks
+        for name in [name for name in networks if f"target_{name}" in networks]:
+            online, target = networks[name], networks[f"target_{name}"]
             torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
             if self.batch_normalized:
                 for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
