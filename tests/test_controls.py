@@ -49,6 +49,13 @@ def test_ou_noise_is_a_process_of_each_environment_that_starts_anew_with_each_ep
     assert np.corrcoef(noise[:, 10:-1].ravel(), noise[:, 11:].ravel())[0, 1] > 0.9
 
 
+def test_ou_noise_starts_anew_where_an_episode_starts():
+    noise = ddpg.ExplorationNoise(ACTIONS, ddpg.Args(noise="ou", num_envs=2, exploration_noise=1.0))
+    noise.process.noise_prev[:] = 100.0
+    anew, going_on = noise(0, np.array([True, False])) / noise.half_range
+    assert (abs(anew) < 10).all() and (going_on > 90).all()
+
+
 class Ones:
     """A noise process that always draws ones."""
 
