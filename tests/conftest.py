@@ -3,12 +3,15 @@
 import functools
 import inspect
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, and so do the scripts they start
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore Ctrl-C
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

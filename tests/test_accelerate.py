@@ -193,7 +193,7 @@ def test_compiled_runs_are_the_same_twice(run, capsys):
 @pytest.mark.slow
 def test_what_a_killed_compilation_left_is_compiled_again():
     """A process killed while the C++ compiler writes leaves an empty library, which torch would try to load for ever."""
-    factor = random.random()  # so that it is in no cache
+    factor = random.SystemRandom().random()  # so that it is in no cache: other tests seed the generators
     code = "import torch; from training.acceleration import compile_function as f; x = torch.ones(3)"
     command = [sys.executable, "-c", f"{code}; print(f(lambda x: (x * {factor}).exp(), [x])(x)[0])"]
 

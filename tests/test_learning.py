@@ -50,6 +50,7 @@ def test_pendulum_is_learned(run):
         gamma=0.98,
         eval_frequency=1_000,
         eval_episodes=5,
+        final_episodes=20,
     )
     result = json.loads((run(args).run_dir / "evaluation.json").read_text())
     assert len(result["returns"]) == 20
