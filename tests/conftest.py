@@ -11,10 +11,10 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, and so do the scripts they start
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore Ctrl-C
-
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore Ctrl-C
 
 # Under pytest, tyro reads the sources of dataclasses again and again, to check its cache: a tenth of the tests' time.
 inspect.getsource = functools.cache(inspect.getsource)
