@@ -243,7 +243,7 @@ class DDPG:
         """Sum of the critics' mean losses of the TD errors (Lillicrap et al., equation 4), and the first one's (B,) Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
-        transition bootstraps like any other. `noise`, (B, A) standard normal, smooths the target policy (1802.09477, equation 14).
+        transition bootstraps like any other. `noise`, (B, A) standard normal, smooths the target policy (TD3, equation 14).
         """
         with torch.no_grad():
             next_actions = self.target_actor(batch.next_observations)
