@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import time
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from training.arguments import Args
 from training.errors import UsageError
 
 
+@cache  # importlib.metadata reads files anew each time
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     packages = ("torch", "gymnasium", "mujoco", "numpy", "stable-baselines3")
