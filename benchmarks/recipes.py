@@ -158,9 +158,9 @@ RECIPES = {
     "half_cheetah_sac": Recipe(
         "HalfCheetah-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC, published="8,593 +- 964 at 300k"
     ),
-    "hopper_td3": Recipe("Hopper-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 2,787"),
-    "half_cheetah_td3": Recipe("HalfCheetah-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 11,321"),
-    "walker2d_td3": Recipe("Walker2d-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 4,536"),
+    "hopper_td3": Recipe("Hopper-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 2,787, TD3 3,241"),
+    "half_cheetah_td3": Recipe("HalfCheetah-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 11,321, TD3 10,183"),
+    "walker2d_td3": Recipe("Walker2d-v4", TD3, None, algorithm="DDPG, two critics", published="SAC 4,536, TD3 3,959"),
     "hopper": Recipe("Hopper-v4", "", None),
     "half_cheetah": Recipe("HalfCheetah-v4", "", None),
     "walker2d": Recipe("Walker2d-v4", "", None),

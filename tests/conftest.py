@@ -1,4 +1,4 @@
-"""Fixtures and settings. They import late: the main process of pytest-xdist, which runs no test, need not wait for PyTorch."""
+"""Fixtures. They import late: pytest-xdist's main process, which runs no test, need not wait for PyTorch."""
 
 import functools
 import inspect
@@ -11,6 +11,7 @@ from types import SimpleNamespace
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, and so do the scripts they start
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore Ctrl-C
@@ -18,14 +19,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it 
 # Under pytest, tyro reads the sources of dataclasses again and again, to check its cache: a tenth of the tests' time.
 inspect.getsource = functools.cache(inspect.getsource)
 
-
-def pytest_collectstart():
-    """On a busy machine, an example of Hypothesis may take any time."""
-    import hypothesis
-
-    too_slow = [hypothesis.HealthCheck.too_slow]
-    hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=too_slow)
-    hypothesis.settings.load_profile("tests")
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True)
