@@ -71,7 +71,7 @@ LUNAR_LANDER_DQN = (
     "--train-frequency 4 --target-network-frequency 1000 --learning-rate 5e-4 --hidden-sizes 128 128 "
     "--exploration-fraction 0.2 --buffer-size 200000"
 )
-STABLE = (  # the README's flags for a DDPG that does not overestimate
+STABLE = (  # the README's flags for one critic that does not overestimate
     "--critic-loss expectile --expectile 0.3 --policy-noise 0.2 --noise-clip 0.5 --critic-normalization layer --n-steps 3 "
     "--critic-learning-rate 1e-3 --learning-starts 10000"
 )
