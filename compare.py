@@ -261,10 +261,11 @@ def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
     grid = steps[(steps >= start - tolerance) & (steps <= end + tolerance)]
     if not grid.size:
         raise UsageError(f"{shortest.folder}: ends at {end:,.0f} steps, before the evaluations of other runs of {task}")
-    curves, scores, stopped = defaultdict(list), defaultdict(list), 0
+    curves, scores, scored, stopped = defaultdict(list), defaultdict(list), [], 0
     for run in runs:
         curve, after = np.interp(grid, run.steps, run.returns), grid > run.steps[-1] + tolerance
-        score = (run.returns if after.any() else curve)[-LAST:].mean()
+        scored.append(run.steps[run.steps <= end + tolerance][-LAST:])
+        score = run.returns[run.steps <= end + tolerance][-LAST:].mean()
         curves[run.group].append(np.where(after, score, curve))
         scores[run.group].append(score)
         stopped += after.any()
@@ -272,8 +273,11 @@ def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
         notes.append(f"{task}: {stopped} of the runs stopped early at their target; their curves stay at their scores.")
     if max(run.steps[-1] for run in runs) > end + tolerance:
         notes.append(f"{task}: all runs are cut at {end:,.0f} steps, where {shortest.folder} ends.")
-    if len(grid) < LAST:
-        notes.append(f"{task}: a score is the mean of {len(grid)} evaluations, there are no more.")
+    if (fewest := min(map(len, scored))) < LAST:
+        notes.append(f"{task}: a score is the mean of {fewest} evaluations, there are no more.")
+    spans = [np.ptp(steps) for steps in scored]
+    if max(spans) > 1.5 * min(spans):
+        notes.append(f"{task}: scores span the last {min(spans):,.0f} steps of some runs, {max(spans):,.0f} of others.")
     return Task(grid, *({group: np.array(rows) for group, rows in values.items()} for values in (curves, scores)))
 
 

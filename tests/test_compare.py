@@ -172,7 +172,9 @@ def test_the_run_with_the_fewest_evaluations_gives_the_steps(tmp_path):
     write_run(tmp_path / "coarse", [5, 5, 5], (200, 400, 600), seed=2)
     tasks, notes = load(str(tmp_path / "*"))
     np.testing.assert_array_equal(tasks["Hopper-v4"].curves["ddpg"], [[5, 5, 5], [4, 8, 12]])
+    np.testing.assert_array_equal(tasks["Hopper-v4"].scores["ddpg"], [5, 10])  # of its own last five
     assert any("mean of 3 evaluations" in note for note in notes)
+    assert any("span the last 200 steps of some runs, 400 of others" in note for note in notes)
 
 
 def test_tasks_are_pooled_in_fixed_ranges():

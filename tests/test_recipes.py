@@ -73,6 +73,18 @@ def test_the_results_and_the_evaluations_agree():
         assert row["goal_step"] == (f"{reached[0]:.0f}" if len(reached) else "")
 
 
+def test_returns_beside_published_ones(tmp_path, monkeypatch):
+    """Means over seeds at the steps of the columns; a task that was not run has no row, and a short run an empty cell."""
+    for seed, returns in ((1, (100.0, 3000)), (2, (200.0, 4000))):
+        (tmp_path / f"hopper-{seed}").mkdir()
+        rows = "".join(f"{step},{value}\n" for step, value in zip((100_000, 300_000), returns, strict=True))
+        (tmp_path / f"hopper-{seed}" / "evaluations.csv").write_text("global_step,mean\n" + rows)
+    monkeypatch.setattr(recipes, "CURVES", tmp_path)
+    monkeypatch.setattr(recipes, "read_results", lambda: [{"task": "hopper", "seed": seed} for seed in "12"])
+    ours = [row for row in recipes.beside_published()[2:] if "published" not in row]
+    assert ours == ["| Hopper-v4 | DDPG | 2 | 150 | 3,500 |  |  |"]
+
+
 def test_when_the_goal_was_reached(run):
     """Its step is that of the first evaluation at or above the goal, its time lies within the run's."""
     folder = run(quick_args(eval_frequency=100)).run_dir
@@ -87,6 +99,20 @@ def test_when_the_goal_was_reached(run):
 def test_the_readme_and_the_results_agree():
     before, rest = (ROOT / "README.md").read_text().split(recipes.MARKS[0])
     assert rest.split(recipes.MARKS[1])[0] == recipes.table()
+
+
+def test_the_readme_and_the_comparison_agree():
+    """The table of two critics beside plain DDPG is the one that compare.py wrote, of all runs that there are."""
+    comparison = (ROOT / "benchmarks" / "results" / "two_critics.md").read_text()
+    table = comparison.split("\n\n")[0]
+    assert table in (ROOT / "README.md").read_text()
+    groups = {"two": "DDPG, two critics", "plain": "DDPG"}
+    for row in table.splitlines()[2:]:
+        env_id, group, runs, _, mean, *_ = row.strip("| ").split(" | ")
+        tasks = {(recipe.env_id, recipe.algorithm): name for name, recipe in recipes.RECIPES.items()}
+        task = tasks[env_id, groups[group]]
+        scores = [float(row["last_five"]) for row in recipes.read_results() if row["task"] == task]
+        assert int(runs) == len(scores) and float(mean.split()[0].replace(",", "")) == pytest.approx(np.mean(scores), abs=0.06)
 
 
 @pytest.mark.slow
