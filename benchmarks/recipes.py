@@ -161,7 +161,7 @@ RECIPES = {
     "walker2d": Recipe("Walker2d-v4", "", None),
 }
 STEPS = 100_000, 300_000, 500_000, 1_000_000
-PUBLISHED = {  # greedy returns at these steps, means of ten seeds, SAC's in SimbaV2's data (MuJoCo v4), TD3's in Tianshou's (v3)
+PUBLISHED = {  # greedy returns at these steps, means of ten seeds: SAC in SimbaV2's data (MuJoCo v4), TD3 in Tianshou's (v3)
     "Hopper-v4": {"SAC": "1,103 | 2,160 +- 981 | 2,887 | 2,787", "TD3": "569 | 1,616 | 2,953 | 3,241"},
     "HalfCheetah-v4": {"SAC": "6,156 | 8,593 +- 964 | 9,838 | 11,321", "TD3": "5,283 | 7,653 | 8,820 | 10,183"},
     "Walker2d-v4": {"SAC": "690 | 2,470 +- 1,571 | 3,603 | 4,536", "TD3": "416 | 1,622 | 2,718 | 3,959"},
