@@ -261,11 +261,12 @@ def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
     grid = steps[(steps >= start - tolerance) & (steps <= end + tolerance)]
     if not grid.size:
         raise UsageError(f"{shortest.folder}: ends at {end:,.0f} steps, before the evaluations of other runs of {task}")
-    curves, scores, scored, stopped = defaultdict(list), defaultdict(list), [], 0
+    curves, scores, scored, stopped = defaultdict(list), defaultdict(list), [], 0  # scored: the steps of a score's evaluations
     for run in runs:
         curve, after = np.interp(grid, run.steps, run.returns), grid > run.steps[-1] + tolerance
-        scored.append(run.steps[run.steps <= end + tolerance][-LAST:])
-        score = run.returns[run.steps <= end + tolerance][-LAST:].mean()
+        last = np.flatnonzero(run.steps <= grid[-1] + tolerance)[-LAST:]
+        score = run.returns[last].mean()
+        scored.append(run.steps[last])
         curves[run.group].append(np.where(after, score, curve))
         scores[run.group].append(score)
         stopped += after.any()

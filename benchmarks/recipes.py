@@ -297,9 +297,10 @@ def table() -> str:
 def beside_published() -> list[str]:
     """A table of the greedy returns of single evaluations, means over seeds, beside published ones."""
     rows = [f"| task | algorithm | seeds | {' | '.join(f'{step:,} steps' for step in STEPS)} |", "|---" * 7 + "|"]
+    results = read_results()
     for env_id, others in PUBLISHED.items():
         for task, recipe in RECIPES.items():
-            seeds = [row["seed"] for row in read_results() if row["task"] == task]
+            seeds = [row["seed"] for row in results if row["task"] == task]
             if recipe.env_id != env_id or not seeds:
                 continue
             curves = [read_csv(CURVES / f"{task}-{seed}" / "evaluations.csv") for seed in seeds]

@@ -103,14 +103,13 @@ def test_the_readme_and_the_results_agree():
 
 def test_the_readme_and_the_comparison_agree():
     """The table of two critics beside plain DDPG is the one that compare.py wrote, of all runs that there are."""
-    comparison = (ROOT / "benchmarks" / "results" / "two_critics.md").read_text()
-    table = comparison.split("\n\n")[0]
+    table = (ROOT / "benchmarks" / "results" / "two_critics.md").read_text().split("\n\n")[0]
     assert table in (ROOT / "README.md").read_text()
-    groups = {"two": "DDPG, two critics", "plain": "DDPG"}
-    for row in table.splitlines()[2:]:
-        env_id, group, runs, _, mean, *_ = row.strip("| ").split(" | ")
-        tasks = {(recipe.env_id, recipe.algorithm): name for name, recipe in recipes.RECIPES.items()}
-        task = tasks[env_id, groups[group]]
+    algorithms = {"two": "DDPG, two critics", "plain": "DDPG"}
+    tasks = {(recipe.env_id, recipe.algorithm): task for task, recipe in recipes.RECIPES.items()}
+    for line in table.splitlines()[2:]:
+        env_id, group, runs, _, mean, *_ = line.strip("| ").split(" | ")
+        task = tasks[env_id, algorithms[group]]
         scores = [float(row["last_five"]) for row in recipes.read_results() if row["task"] == task]
         assert int(runs) == len(scores) and float(mean.split()[0].replace(",", "")) == pytest.approx(np.mean(scores), abs=0.06)
 
