@@ -5,7 +5,8 @@
 
 Compared are SHA-256 sums of the weights, the optimisers, the replay buffer, the generators, the environments, the logged
 scalars, the evaluations and the final result. Prints a line per trial, then trials, survivors and the first difference;
-the status is 1 if there is one. The trials go to benchmarks/results/kill_test.csv, in the place of those of the same script.
+the status is 1 if there is one. The trials go to benchmarks/results/kill_test.csv, in the place of those of the same script
+on the same device.
 """
 
 import csv
@@ -76,6 +77,8 @@ class Options:
     """runs to kill"""
     tasks: str = ""
     """only the tasks with this in them"""
+    cuda: bool = False
+    """train on the CUDA device"""
     jobs: int = 2
     """runs side by side"""
     seed: int = 0
@@ -85,7 +88,8 @@ class Options:
 def start(cwd: str, script: str, *arguments: str) -> subprocess.Popen:
     """Start the script."""
     command = [sys.executable, str(ROOT / f"{script}.py"), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")}  # where the toys are
+    places = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])  # the toys are in tests/
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -99,7 +103,7 @@ def finish(run: subprocess.Popen) -> None:
 def reference(script: str, task: str) -> tuple[dict[str, str], float]:
     """The fingerprint of a run left alone, and the seconds from its first line to its end."""
     with tempfile.TemporaryDirectory() as cwd:
-        run = start(cwd, script, *task.split(), *FLAGS.split())
+        run = start(cwd, script, *FLAGS.split(), *task.split())
         for line in run.stdout:
             if line.startswith("training on"):
                 break
@@ -115,7 +119,7 @@ def trial(script: str, task: str, expected: dict[str, str], after: int, delay: f
         where it was killed, and the parts that differ.
     """
     with tempfile.TemporaryDirectory() as cwd:
-        run = start(cwd, script, *task.split(), *FLAGS.split())
+        run = start(cwd, script, *FLAGS.split(), *task.split())
         for line in run.stdout:
             if line.startswith("training on"):
                 break
@@ -137,7 +141,7 @@ def main(options: Options) -> int:
     """Run the trials; returns the number of runs that did not end as the one left alone."""
     choose = random.Random(options.seed)
     with ThreadPoolExecutor(options.jobs) as pool:
-        chosen = [task for task in TASKS[options.script] if options.tasks in task]
+        chosen = [task + " --cuda" * options.cuda for task in TASKS[options.script] if options.tasks in task]
         tasks = [choose.choice(chosen) for _ in range(options.trials)]
         known = sorted(set(tasks))
         references = dict(zip(known, pool.map(partial(reference, options.script), known), strict=True))
@@ -153,7 +157,8 @@ def main(options: Options) -> int:
                 flush=True,
             )
     with open(RESULTS, newline="") as file:
-        others = [row for row in csv.DictReader(file) if row["script"] != options.script]
+        replaced = options.script, options.cuda
+        others = [row for row in csv.DictReader(file) if (row["script"], "--cuda" in row["task"]) != replaced]
     with open(RESULTS, "w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()

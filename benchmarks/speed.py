@@ -245,6 +245,7 @@ def profile(options: Options) -> None:
         "  loss": (agent, "q_loss"),
         "  gradients and Adam": (script, "descend"),
         "  Polyak": (agent, "update_targets"),
+        "log": (training.run.Run, "end_step"),
     }
     parts = {name: part for name, part in parts.items() if hasattr(*part)}
     if args.accelerate != "eager":  # what is inside one compiled function has no time of its own
@@ -261,13 +262,13 @@ def profile(options: Options) -> None:
 
         return call
 
-    def accelerate(agent, *rest):  # a fast update is an attribute of the stand-in, and is timed there
+    def accelerate(agent, *rest):  # what is fast is an attribute of the stand-in, and is timed there
         agent = build(agent, *rest)
-        agent.update = timed("update", agent.update)
+        agent.act, agent.update = timed("act", agent.act), timed("update", agent.update)
         return agent
 
     for name, (owner, attribute) in parts.items():
-        if name != "update":
+        if name not in ("act", "update"):
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
     build, training.run.accelerate = training.run.accelerate, accelerate
     begin = time.perf_counter()

@@ -23,7 +23,7 @@ def sha(value) -> str:
             for item in value:
                 add(item)
         elif isinstance(value, torch.Tensor):
-            digest.update(value.numpy().tobytes())
+            digest.update(value.cpu().numpy().tobytes())
         elif hasattr(value, "tobytes"):
             digest.update(value.tobytes())
         else:

@@ -356,13 +356,22 @@ def test_cuda_graphs_are_the_same_algorithm_bit_for_bit(changes):
 
 
 @needs_cuda
-def test_capturing_cuda_graphs_trains_nothing():
-    trains_nothing("cudagraph", "cuda")
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, HOLDS])
+def test_compiled_on_cuda_is_the_same_algorithm(changes):
+    same_algorithm("compile", {"rtol": 1e-3, "atol": 1e-5}, "cuda", **changes)
 
 
 @needs_cuda
-def test_cuda_graphs_restore():
-    restores("cudagraph", "cuda")
+@pytest.mark.parametrize("accelerate", ["cudagraph", pytest.param("compile", marks=pytest.mark.slow)])
+def test_building_on_cuda_trains_nothing(accelerate):
+    trains_nothing(accelerate, "cuda")
+
+
+@needs_cuda
+@pytest.mark.parametrize("accelerate", ["cudagraph", pytest.param("compile", marks=pytest.mark.slow)])
+def test_what_is_built_on_cuda_restores(accelerate):
+    restores(accelerate, "cuda")
 
 
 @needs_cuda
@@ -383,9 +392,11 @@ def test_a_run_on_cuda_graphs_is_the_eager_one(run):
 
 
 @needs_cuda
-def test_a_resumed_run_on_cuda_graphs_is_the_uninterrupted_one(run):
-    args = quick_args(cuda=True, checkpoint_frequency=150)
+@pytest.mark.parametrize("accelerate", ["auto", pytest.param("compile", marks=pytest.mark.slow)])
+def test_a_resumed_run_on_cuda_is_the_uninterrupted_one(run, capsys, accelerate):
+    args = quick_args(cuda=True, accelerate=accelerate, checkpoint_frequency=150)
     whole = run(args)
-    cut = run(quick_args(cuda=True, checkpoint_frequency=150, total_timesteps=200))
+    cut = run(dataclasses.replace(args, total_timesteps=200))
     resumed = run(dataclasses.replace(args, resume=cut.run_dir))
     assert_same(whole.agent.state_dict(), resumed.agent.state_dict())
+    assert "does not work here" not in capsys.readouterr().out

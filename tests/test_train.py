@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import time
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_the_run_folder(run):
     folder = parts.run_dir
     assert folder.parent.name == "runs" and folder.name.startswith("Pendulum-like-v0__ddpg_continuous_action__1__")
     saved = json.loads((folder / "args.json").read_text())
-    assert saved["args"]["gamma"] == 0.9 and saved["device"] == "cpu" and saved["versions"]["torch"] == torch.__version__
+    assert saved["args"]["gamma"] == 0.9 and saved["device"] == "cpu" and saved["versions"]["torch"] == version("torch")
     assert command_line.load_args(folder, ddpg.Args) == args
 
     rows = list(csv.DictReader((folder / "evaluations.csv").open()))

@@ -72,7 +72,9 @@ def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequenc
         with torch.random.fork_rng([agent.device] if agent.device.type == "cuda" else []):
             for arguments in learning:
                 agent.update(**arguments)  # makes the optimisers allocate their state
-            stand_in = {"compile": compile_agent, "cudagraph": capture_agent}[mode](agent, learning)
+            stand_in = compile_agent(agent, learning) if mode == "compile" else agent
+            if mode == "cudagraph" or agent.device.type == "cuda":  # compiled kernels have to be launched as well
+                stand_in = capture_agent(stand_in, learning)
             stand_in.load_state_dict = partial(restore, stand_in)
             for arrays in (acting, (acting[0][:1],)):
                 stand_in.act(*arrays)
@@ -154,9 +156,12 @@ def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool
     graph = make_fx(function)(*inputs)  # the other tensors are its parameters and buffers
     for node in graph.graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
+    # On a CPU, calling from C++ saves a tenth of a millisecond. On CUDA, kernels chosen by timing them could differ from run to
+    # run, and with them the rounding.
+    options = {"cpp_wrapper": True} if inputs[0].device.type == "cpu" else {"deterministic": True}
     try:
         with torch.no_grad():
-            return torch._inductor.compile(graph, inputs, options={"cpp_wrapper": True})
+            return torch._inductor.compile(graph, inputs, options=options)
     except Exception as error:  # torch's InductorError, whose module takes a second to import
         path = getattr(getattr(error, "inner_exception", None), "path", None)  # an ImportError's; it may be of any module
         if not again or path is None or not Path(path).is_relative_to(torch._inductor.runtime.cache_dir_utils.cache_dir()):
@@ -195,14 +200,15 @@ def capture_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
     """
     stand_in, names, updates = copy.copy(agent), {}, {}
     acting, policy_ready = torch.cuda.Stream(), torch.cuda.Event()
-    acting.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(acting):  # cuBLAS and autograd need a warm-up before a capture, and not on the default stream
-        for arguments in [*learning] * 3:
-            names[split_arguments(arguments)[0]] = tuple(agent.update(**arguments))
-    torch.cuda.current_stream().wait_stream(acting)
     for arguments in learning:
         flags, places = split_arguments(arguments)
-        updates[flags] = capture(lambda arguments=arguments: torch.stack(tuple(agent.update(**arguments).values()))), places
+
+        def learn(arguments: dict = arguments, flags: tuple = flags) -> torch.Tensor:
+            losses = agent.update(**arguments)
+            names[flags] = tuple(losses)
+            return torch.stack(tuple(losses.values()))
+
+        updates[flags] = capture(learn), places
     policy_ready.record()
 
     def update(batch: ReplayBufferSamples, update_policy: bool, **named: Any) -> dict[str, torch.Tensor]:
@@ -236,7 +242,12 @@ def capture_agent(agent, learning: Sequence[dict[str, Any]]) -> Any:
 
 def capture(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
     """Record what the device does for `function`; returns a function that repeats it, and the tensor with the result."""
-    graph = torch.cuda.CUDAGraph()
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # a capture allows nothing that cuBLAS, autograd and compiled code do at first calls only
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
     with torch.cuda.graph(graph):
         result = function()
     return graph.replay, result

@@ -71,7 +71,8 @@ class Experiment:
     """train on a CUDA device if there is one"""
     accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
     """how to run updates and actions: eager runs the code as it is written, compile compiles it, cudagraph captures CUDA
-    graphs; auto takes cudagraph on CUDA, and on a CPU compile if the run is long enough to save more time than that costs"""
+    graphs (on CUDA compile does both); auto takes cudagraph on CUDA, and on a CPU compile if the run is long enough to save
+    more time than that costs"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
     num_threads: Count | None = None
