@@ -453,14 +453,15 @@ def table() -> str:
             what = ("machine", "script", "env_id", "num_envs", "fill", "threads", "matmul_precision")
             key = (*what, "side", "compared_with")
             latest[tuple(row[name] for name in key)] = row
-    columns = ("algorithm", "environment", "environments", "in the buffer", "threads", "side", "steps a second", "ratio", "to")
-    rows = ["| " + " | ".join((*columns, "limit", "MB")) + " |"]
-    rows.append("|---" * 11 + "|")
+    columns = ("machine", "algorithm", "environment", "environments", "in the buffer", "threads", "side", "steps a second")
+    rows = ["| " + " | ".join((*columns, "ratio", "to", "limit", "MB")) + " |"]
+    rows.append("|---" * 12 + "|")
 
     def order(row: dict[str, str]) -> tuple:
         among_ourselves = row["compared_with"] != "stable-baselines3"
         algorithm, precision = list(AGENTS).index(row["script"]), row["matmul_precision"]
-        return algorithm, among_ourselves, precision, row["env_id"], int(row["num_envs"]), int(row["fill"])
+        place = algorithm, among_ourselves, precision, row["env_id"], int(row["num_envs"]), int(row["fill"])
+        return "NVIDIA" in row["machine"], *place
 
     for row in sorted(latest.values(), key=order):
         if row["compared_with"] in (row["side"], f"{row['side']}@{row['threads']}"):
@@ -469,11 +470,11 @@ def table() -> str:
             row["side"] += f" ({row['matmul_precision']})"
         row["fill"] = f"{int(row['fill']):,}"
         row["script"] = AGENTS[row["script"]]
-        cells = "{script} | {env_id} | {num_envs} | {fill} | {threads} | {side} | {rate} ({rate_min} to {rate_max}) | "
-        cells += "{ratio} ({ratio_min} to {ratio_max}) | {compared_with} | {matrix_limit_share} | {megabytes}"
+        cells = "{machine} | {script} | {env_id} | {num_envs} | {fill} | {threads} | {side} | "
+        cells += "{rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | {compared_with} | "
+        cells += "{matrix_limit_share} | {megabytes}"
         rows.append(f"| {cells.format(**row)} |")
-    machines = sorted({row["machine"] for row in latest.values()})
-    return "\n".join(rows) + f"\n\nMeasured on: {'; '.join(machines)}.\n"
+    return "\n".join(rows) + "\n"
 
 
 def main(options: Options) -> None:

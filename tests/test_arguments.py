@@ -170,6 +170,26 @@ def test_no_renderer(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+def test_without_libegl_only_mujoco_does_not_render(tmp_path):
+    """As on a server without a display where nobody installed it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import ctypes\n"
+        "class CDLL(ctypes.CDLL):\n"
+        "    def __init__(self, name, *args, **kwargs):\n"
+        "        if 'EGL' in str(name):\n"
+        "            raise OSError(name)\n"
+        "        super().__init__(name, *args, **kwargs)\n"
+        "ctypes.CDLL = ctypes.cdll._dlltype = CDLL\n"
+    )
+    environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'tests'}", "MUJOCO_GL": "egl", "DISPLAY": ""}
+    refused(script("--capture-video", cwd=tmp_path, **environment), "Hopper-v4", "OpenGL", "apt-get install libegl1")
+    films = "--env-id Pendulum-v1 --capture-video --total-timesteps 1 --final-episodes 1 --eval-frequency 0"
+    done = script(*films.split(), cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "videos").rglob("*.mp4"))
+
+
 def test_a_missing_moviepy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)  # importing it raises an ImportError
     done = main_in_this_process("--capture-video", "--env-id", "toys:Counter-v0", cwd=tmp_path)

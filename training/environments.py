@@ -28,6 +28,7 @@ from training.signals import SAVE_SIGNALS, STOP_SIGNALS
 from training.spaces import changes, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
+RENDERING_HINT = "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
 KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # it differs too seldom to be found out by a few short episodes
 REPLAYS = {
     "rebuild": "carries state from one episode to the next, so it is built anew for each one: a replay then brings it back",
@@ -55,7 +56,7 @@ def make_env(
     if render_mode and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # and SDL prints an "error:"
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, AttributeError):  # the second without libEGL: others than MuJoCo render without it
         import mujoco  # after MUJOCO_GL is set: MuJoCo reads it when it is imported
 
         # By default MuJoCo also appends its warnings to a MUJOCO_LOG.TXT in the working directory.
@@ -188,7 +189,8 @@ def check(args: Args) -> None:
     except gym.error.Error as error:
         raise UsageError(f"{what}: {without_nonsense(args.env_id, error)}") from error
     except Exception as error:  # whatever the environment's own code raises
-        raise UsageError(f"{what}: {in_one_line(error)}") from error
+        line = in_one_line(error)
+        raise UsageError(f"{what}: {line}{RENDERING_HINT if 'OpenGL' in line else ''}") from error
     try:
         obs_space, action_space = env.observation_space, env.action_space
         args.check_spaces(obs_space, action_space)
@@ -240,5 +242,5 @@ def check_rendering(env: gym.Env) -> None:
         env.reset()
         env.render()
     except Exception as error:  # each renderer fails in its own way, down to an AttributeError inside OpenGL
-        hint = "" if "install" in str(error) else "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
+        hint = "" if "install" in str(error) else RENDERING_HINT
         raise UsageError(f"--capture-video True: {env.spec.id} cannot be rendered ({error!r}){hint}") from error
