@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 python -c "import torch; print(torch.__version__, torch.version.cuda); assert torch.cuda.is_available()"
 timeout 200 python -m pytest -q -n0 -m "" tests/test_accelerate.py -k "cuda or captur"
-timeout 120 python benchmarks/kill_test.py --cuda --trials 20 --jobs 8
+timeout 120 python benchmarks/kill_test.py --cuda --trials 8 --jobs 8
 timeout 240 python benchmarks/speed.py --cuda --sides cudagraph compile eager stable-baselines3 --rounds 15
 timeout 40 python benchmarks/speed.py --cuda --sides cudagraph --profile
 timeout 30 python benchmarks/sampling.py --cuda
