@@ -107,7 +107,7 @@ def test_the_readme_and_the_comparison_agree():
     assert table in (ROOT / "README.md").read_text()
     algorithms = {"two": "DDPG, two critics", "plain": "DDPG"}
     tasks = {(recipe.env_id, recipe.algorithm): task for task, recipe in recipes.RECIPES.items()}
-    for line in table.splitlines()[2:]:
+    for line in [line for line in table.splitlines()[2:] if " tasks, normalised " not in line]:
         env_id, group, runs, _, mean, *_ = line.strip("| ").split(" | ")
         task = tasks[env_id, algorithms[group]]
         scores = [float(row["last_five"]) for row in recipes.read_results() if row["task"] == task]
