@@ -88,7 +88,7 @@ class Options:
 def start(cwd: str, script: str, *arguments: str) -> subprocess.Popen:
     """Start the script."""
     command = [sys.executable, str(ROOT / f"{script}.py"), *arguments]
-    places = os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])  # the toys are in tests/
+    places = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))  # the toys are in tests/
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

@@ -460,8 +460,8 @@ def table() -> str:
     def order(row: dict[str, str]) -> tuple:
         among_ourselves = row["compared_with"] != "stable-baselines3"
         algorithm, precision = list(AGENTS).index(row["script"]), row["matmul_precision"]
-        place = algorithm, among_ourselves, precision, row["env_id"], int(row["num_envs"]), int(row["fill"])
-        return "NVIDIA" in row["machine"], *place
+        size = int(row["num_envs"]), int(row["fill"])
+        return row["machine"], algorithm, among_ourselves, precision, row["env_id"], *size
 
     for row in sorted(latest.values(), key=order):
         if row["compared_with"] in (row["side"], f"{row['side']}@{row['threads']}"):

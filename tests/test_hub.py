@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import huggingface_hub
@@ -93,7 +92,7 @@ def test_a_folder_holds_the_run_the_model_the_code_and_a_model_card(run, tmp_pat
     assert result["metrics"][0]["type"] == "mean_reward"
     assert result["metrics"][0]["value"] == f"{evaluation['mean']:.2f} +/- {evaluation['std']:.2f}"
     assert huggingface_hub.ModelCard(head and f"---\n{head}---\n").data.eval_results[0].metric_type == "mean_reward"
-    assert hub.command_of(args) in card and version("torch") in card and "hf download me/mine" in card
+    assert hub.command_of(args) in card and torch.__version__.partition("+")[0] in card and "hf download me/mine" in card
 
 
 def test_the_latest_evaluation_is_the_replay(run, tmp_path):

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import time
-from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -107,7 +106,8 @@ def test_the_run_folder(run):
     folder = parts.run_dir
     assert folder.parent.name == "runs" and folder.name.startswith("Pendulum-like-v0__ddpg_continuous_action__1__")
     saved = json.loads((folder / "args.json").read_text())
-    assert saved["args"]["gamma"] == 0.9 and saved["device"] == "cpu" and saved["versions"]["torch"] == version("torch")
+    assert saved["args"]["gamma"] == 0.9 and saved["device"] == "cpu"
+    assert torch.__version__.startswith(saved["versions"]["torch"])  # which may add how it was built, as in 2.13.0+cu130
     assert command_line.load_args(folder, ddpg.Args) == args
 
     rows = list(csv.DictReader((folder / "evaluations.csv").open()))

@@ -59,7 +59,7 @@ def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequenc
     stand-in's `load_state_dict`: it fills the tensors that are there, because the fast functions refer to those.
 
     Args:
-        mode: eager, compile or cudagraph.
+        mode: eager, compile or cudagraph; on CUDA, what is compiled is also captured.
         acting: arguments of `act` in training, with the shapes that training will use: first the observations. (Evaluation
             acts on one observation.)
         learning: arguments of `update` by name, with the shapes that training will use: a set for each combination of its
@@ -73,7 +73,7 @@ def accelerate(agent, mode: str, acting: Sequence[np.ndarray], learning: Sequenc
             for arguments in learning:
                 agent.update(**arguments)  # makes the optimisers allocate their state
             stand_in = compile_agent(agent, learning) if mode == "compile" else agent
-            if mode == "cudagraph" or agent.device.type == "cuda":  # compiled kernels have to be launched as well
+            if mode == "cudagraph" or agent.device.type == "cuda":  # launching compiled kernels one by one is slow
                 stand_in = capture_agent(stand_in, learning)
             stand_in.load_state_dict = partial(restore, stand_in)
             for arrays in (acting, (acting[0][:1],)):
@@ -244,7 +244,7 @@ def capture(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], t
     """Record what the device does for `function`; returns a function that repeats it, and the tensor with the result."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # a capture allows nothing that cuBLAS, autograd and compiled code do at first calls only
+    with torch.cuda.stream(stream):  # cuBLAS, autograd and compiled code prepare in their first calls what a capture forbids
         for _ in range(3):
             function()
     torch.cuda.current_stream().wait_stream(stream)

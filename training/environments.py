@@ -56,7 +56,7 @@ def make_env(
     if render_mode and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # and SDL prints an "error:"
-    with contextlib.suppress(ImportError, AttributeError):  # the second without libEGL: others than MuJoCo render without it
+    with contextlib.suppress(ImportError, AttributeError):  # AttributeError: PyOpenGL found no libEGL, which others do not need
         import mujoco  # after MUJOCO_GL is set: MuJoCo reads it when it is imported
 
         # By default MuJoCo also appends its warnings to a MUJOCO_LOG.TXT in the working directory.
@@ -189,7 +189,7 @@ def check(args: Args) -> None:
     except gym.error.Error as error:
         raise UsageError(f"{what}: {without_nonsense(args.env_id, error)}") from error
     except Exception as error:  # whatever the environment's own code raises
-        line = in_one_line(error)
+        line = in_one_line(error)  # importing MuJoCo without libEGL is an AttributeError inside PyOpenGL
         raise UsageError(f"{what}: {line}{RENDERING_HINT if 'OpenGL' in line else ''}") from error
     try:
         obs_space, action_space = env.observation_space, env.action_space
