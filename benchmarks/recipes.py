@@ -8,8 +8,8 @@ benchmarks/results/curves/, where the pictures are drawn from. On SLURM the runs
 them. To run a seed again, delete its row and its run folder.
 
 A row holds two kinds of result: of the best model the final evaluation, greedy episodes on fresh starts (mean, std), and of the
-whole run the mean of its last five evaluations (last_five) with q_bias at the last one; and when an evaluation first reached
-the goal.
+whole run the mean of its last five evaluations (last_five) with q_bias at the last one, and of its last 100 training episodes,
+exploration included (training_return); and when an evaluation first reached the goal.
 """
 
 import csv
@@ -36,7 +36,7 @@ CURVES = ROOT / "benchmarks" / "results" / "curves"
 MARKS = "<!-- recipes: written by benchmarks/recipes.py --readme -->\n", "<!-- end of recipes -->\n"
 COLUMNS = (
     *("task", "seed", "steps", "wall_seconds", "mean", "std", "returns", "model_step", "last_five", "q_bias"),
-    *("goal_step", "goal_seconds", "date", "versions", "command"),
+    *("training_return", "goal_step", "goal_seconds", "date", "versions", "command"),
 )
 
 
@@ -166,6 +166,8 @@ PUBLISHED = {  # greedy returns at these steps, means of ten seeds: SAC in Simba
     "HalfCheetah-v4": {"SAC": "6,156 | 8,593 +- 964 | 9,838 | 11,321", "TD3": "5,283 | 7,653 | 8,820 | 10,183"},
     "Walker2d-v4": {"SAC": "690 | 2,470 +- 1,571 | 3,603 | 4,536", "TD3": "416 | 1,622 | 2,718 | 3,959"},
 }
+# Returns of the last 100 training episodes of CleanRL's DDPG (three seeds, MuJoCo v4), whose settings are our defaults.
+CLEANRL = {"Hopper-v4": "1,577 +- 819", "HalfCheetah-v4": "10,374 +- 157", "Walker2d-v4": "1,240 +- 390"}
 
 
 @dataclass
@@ -204,9 +206,13 @@ def read_results() -> list[dict[str, str]]:
     return [row for row in read_csv(RESULTS) if row["command"] == command(RECIPES[row["task"]])]
 
 
-def first_at(goal: float | None, folder: Path) -> tuple[int | str, int | str]:
+def read_events(folder: Path) -> EventAccumulator:
+    """What a run logged for TensorBoard, every scalar of it."""
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+
+
+def first_at(goal: float | None, folder: Path, events: EventAccumulator) -> tuple[int | str, int | str]:
     """Step of the first evaluation of a run that reached the goal, and the seconds to its end, with interruptions; or ""."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     times = {event.step: event.wall_time for event in events.Scalars("eval/episodic_return")}
     for row in read_csv(folder / "evaluations.csv"):
         if goal is not None and float(row["mean"]) >= goal:
@@ -225,7 +231,8 @@ def collect(task: str, folder: Path) -> None:
     curve.mkdir(parents=True, exist_ok=True)
     for name in ("args.json", "evaluations.csv", "evaluation.json"):
         shutil.copy(folder / name, curve)
-    goal_step, goal_seconds = first_at(RECIPES[task].goal, folder)
+    events = read_events(folder)
+    goal_step, goal_seconds = first_at(RECIPES[task].goal, folder, events)
     row = {
         "task": task,
         "seed": seed,
@@ -237,6 +244,7 @@ def collect(task: str, folder: Path) -> None:
         "model_step": max(reversed(evaluations), key=lambda row: float(row["mean"]))["global_step"],  # of equal ones the latest
         "last_five": round(statistics.mean(float(row["mean"]) for row in evaluations[-5:]), 2),
         "q_bias": round(float(evaluations[-1]["q_bias"]), 2),
+        "training_return": round(statistics.mean(event.value for event in events.Scalars("charts/episodic_return")[-100:]), 2),
         "goal_step": goal_step,
         "goal_seconds": goal_seconds,
         "date": result["date"],
@@ -295,7 +303,7 @@ def table() -> str:
 
 
 def beside_published() -> list[str]:
-    """A table of the greedy returns of single evaluations, means over seeds, beside published ones."""
+    """A table of the greedy returns of single evaluations, means over seeds, and of training returns, beside published ones."""
     rows = [f"| task | algorithm | seeds | {' | '.join(f'{step:,} steps' for step in STEPS)} |", "|---" * 7 + "|"]
     results = read_results()
     for env_id, others in PUBLISHED.items():
@@ -309,6 +317,11 @@ def beside_published() -> list[str]:
             means = " | ".join(f"{statistics.mean(returns):,.0f}" if returns else "" for returns in known)
             rows.append(f"| {env_id} | {recipe.algorithm} | {len(seeds)} | {means} |")
         rows += [f"| {env_id} | {algorithm}, published | 10 | {means} |" for algorithm, means in others.items()]
+        defaults = [row["training_return"] for row in results if RECIPES[row["task"]][:2] == (env_id, "")]
+        training = [float(value) for value in defaults if value]  # of older runs it is not known
+        if training:
+            rows.append(f"| {env_id} | DDPG, training | {len(training)} |  |  |  | {statistics.mean(training):,.0f} |")
+        rows.append(f"| {env_id} | DDPG, training, published | 3 |  |  |  | {CLEANRL[env_id]} |")
     return rows
 
 

@@ -7,7 +7,7 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
-from helpers import ROOT, quick_args
+from helpers import ROOT, quick_args, scalars
 from PIL import Image
 from test_faults import PENDULUM
 from test_resume import run_killed
@@ -74,15 +74,17 @@ def test_the_results_and_the_evaluations_agree():
 
 
 def test_returns_beside_published_ones(tmp_path, monkeypatch):
-    """Means over seeds at the steps of the columns; a task that was not run has no row, and a short run an empty cell."""
-    for seed, returns in ((1, (100.0, 3000)), (2, (200.0, 4000))):
+    """Means over seeds at the steps of the columns; a task that was not run has no row, and a short run an empty cell. Training
+    returns are means over the seeds of which they are known."""
+    results = [{"task": "hopper", "seed": str(n), "training_return": value} for n, value in enumerate(["", "900", "1000"], 1)]
+    for seed, returns in ((1, (100.0, 3000)), (2, (200.0, 4000)), (3, (300.0, 5000))):
         (tmp_path / f"hopper-{seed}").mkdir()
         rows = "".join(f"{step},{value}\n" for step, value in zip((100_000, 300_000), returns, strict=True))
         (tmp_path / f"hopper-{seed}" / "evaluations.csv").write_text("global_step,mean\n" + rows)
     monkeypatch.setattr(recipes, "CURVES", tmp_path)
-    monkeypatch.setattr(recipes, "read_results", lambda: [{"task": "hopper", "seed": seed} for seed in "12"])
+    monkeypatch.setattr(recipes, "read_results", lambda: results)
     ours = [row for row in recipes.beside_published()[2:] if "published" not in row]
-    assert ours == ["| Hopper-v4 | DDPG | 2 | 150 | 3,500 |  |  |"]
+    assert ours == ["| Hopper-v4 | DDPG | 3 | 200 | 4,000 |  |  |", "| Hopper-v4 | DDPG, training | 2 |  |  |  | 950 |"]
 
 
 def test_when_the_goal_was_reached(run):
@@ -90,10 +92,11 @@ def test_when_the_goal_was_reached(run):
     folder = run(quick_args(eval_frequency=100)).run_dir
     evaluations = np.genfromtxt(folder / "evaluations.csv", delimiter=",", names=True)
     goal = np.sort(evaluations["mean"])[1]
-    step, seconds = recipes.first_at(goal, folder)
+    events = recipes.read_events(folder)
+    step, seconds = recipes.first_at(goal, folder, events)
     assert step == evaluations["global_step"][np.argmax(evaluations["mean"] >= goal)]
     assert 0 <= seconds <= load_checkpoint(folder / "checkpoints")["run"]["elapsed"] + 1  # rounded
-    assert recipes.first_at(np.inf, folder) == recipes.first_at(None, folder) == ("", "")
+    assert recipes.first_at(np.inf, folder, events) == recipes.first_at(None, folder, events) == ("", "")
 
 
 def test_the_readme_and_the_results_agree():
@@ -151,6 +154,8 @@ def test_recipes_run_what_has_no_result_and_go_on_with_the_rest(tmp_path, monkey
     assert len(list((tmp_path / "runs").glob("Pendulum*"))) == 2
     means = np.genfromtxt(tmp_path / "CURVES" / "pendulum-2" / "evaluations.csv", delimiter=",", names=True)["mean"]
     assert float(rows[1]["last_five"]) == pytest.approx(means[-5:].mean(), abs=0.006)
+    returns = [value for _, value in scalars(next((tmp_path / "runs").glob("*__2__*")))["charts/episodic_return"]]
+    assert float(rows[1]["training_return"]) == pytest.approx(np.mean(returns[-100:]), abs=0.006)
     capsys.readouterr()
     assert recipes.run_all(options) == 0 and recipes.read_results() == rows
     assert capsys.readouterr().out.startswith("every seed has its row")
