@@ -320,7 +320,8 @@ def beside_published() -> list[str]:
         defaults = [row["training_return"] for row in results if RECIPES[row["task"]][:2] == (env_id, "")]
         training = [float(value) for value in defaults if value]  # of older runs it is not known
         if training:
-            rows.append(f"| {env_id} | DDPG, training | {len(training)} |  |  |  | {statistics.mean(training):,.0f} |")
+            spread = f" +- {statistics.stdev(training):,.0f}" if len(training) > 1 else ""
+            rows.append(f"| {env_id} | DDPG, training | {len(training)} |  |  |  | {statistics.mean(training):,.0f}{spread} |")
         rows.append(f"| {env_id} | DDPG, training, published | 3 |  |  |  | {CLEANRL[env_id]} |")
     return rows
 

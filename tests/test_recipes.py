@@ -84,7 +84,7 @@ def test_returns_beside_published_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "CURVES", tmp_path)
     monkeypatch.setattr(recipes, "read_results", lambda: results)
     ours = [row for row in recipes.beside_published()[2:] if "published" not in row]
-    assert ours == ["| Hopper-v4 | DDPG | 3 | 200 | 4,000 |  |  |", "| Hopper-v4 | DDPG, training | 2 |  |  |  | 950 |"]
+    assert ours == ["| Hopper-v4 | DDPG | 3 | 200 | 4,000 |  |  |", "| Hopper-v4 | DDPG, training | 2 |  |  |  | 950 +- 71 |"]
 
 
 def test_when_the_goal_was_reached(run):
