@@ -211,6 +211,11 @@ def read_events(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
 
 
+def training_return(events: EventAccumulator) -> float:
+    """The mean return of a run's last 100 training episodes, exploration included, as CleanRL reports it."""
+    return statistics.mean(event.value for event in events.Scalars("charts/episodic_return")[-100:])
+
+
 def first_at(goal: float | None, folder: Path, events: EventAccumulator) -> tuple[int | str, int | str]:
     """Step of the first evaluation of a run that reached the goal, and the seconds to its end, with interruptions; or ""."""
     times = {event.step: event.wall_time for event in events.Scalars("eval/episodic_return")}
@@ -244,7 +249,7 @@ def collect(task: str, folder: Path) -> None:
         "model_step": max(reversed(evaluations), key=lambda row: float(row["mean"]))["global_step"],  # of equal ones the latest
         "last_five": round(statistics.mean(float(row["mean"]) for row in evaluations[-5:]), 2),
         "q_bias": round(float(evaluations[-1]["q_bias"]), 2),
-        "training_return": round(statistics.mean(event.value for event in events.Scalars("charts/episodic_return")[-100:]), 2),
+        "training_return": round(training_return(events), 2),
         "goal_step": goal_step,
         "goal_seconds": goal_seconds,
         "date": result["date"],
@@ -317,7 +322,7 @@ def beside_published() -> list[str]:
             means = " | ".join(f"{statistics.mean(returns):,.0f}" if returns else "" for returns in known)
             rows.append(f"| {env_id} | {recipe.algorithm} | {len(seeds)} | {means} |")
         rows += [f"| {env_id} | {algorithm}, published | 10 | {means} |" for algorithm, means in others.items()]
-        defaults = [row["training_return"] for row in results if RECIPES[row["task"]][:2] == (env_id, "")]
+        defaults = [row["training_return"] for row in results if RECIPES[row["task"]] == Recipe(env_id, "", None)]
         training = [float(value) for value in defaults if value]  # of older runs it is not known
         if training:
             spread = f" +- {statistics.stdev(training):,.0f}" if len(training) > 1 else ""
