@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, and so do the scripts they start
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # each process would ask the C++ compiler for seconds what it can do
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import hypothesis  # noqa: E402
@@ -22,6 +23,11 @@ inspect.getsource = functools.cache(inspect.getsource)
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, since some tests wait for what they started."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,6 @@ import dataclasses
 import json
 import random
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, drop_biases, quick_args
+from processes import run_script
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from test_train import digest
 
@@ -27,15 +25,14 @@ import ddpg_continuous_action as ddpg
 from training import acceleration, setup
 from training.replay_buffer import standard_normal
 
-OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
+# As of the runs that test_resume.py compiles: what one test compiled, the next finds in torch's cache.
+COMPILED_ONCE = {"env_id": "Pendulum-v1", "hidden_sizes": (32,), "batch_size": 32}
 HOLDS = {"critic_loss": "expectile", "policy_noise": 0.2, "n_steps": 3, "critic_normalization": "layer", "num_critics": 2}
-# What tests/test_resume.py compiles: torch finds it in its cache.
-COMPILED_ONCE = {"env_id": "Pendulum-v1", "hidden_sizes": (32, 32), "batch_size": 32}
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def filled_buffer(device: torch.device, n_steps: int = 1, size: int = 200) -> ddpg.ReplayBuffer:
-    rb = ddpg.ReplayBuffer(size, OBS, ACTIONS, device, handle_timeout_termination=False, n_steps=n_steps, gamma=0.99)
+def filled_buffer(device: torch.device, spaces: tuple[gym.Space, gym.Space], n_steps: int) -> ddpg.ReplayBuffer:
+    rb = ddpg.ReplayBuffer(200, *spaces, device, handle_timeout_termination=False, n_steps=n_steps, gamma=0.99)
     rb.transitions[:] = np.random.default_rng(0).normal(size=rb.transitions.shape)
     rb.observations[1::2] = rb.next_observations[::2]
     rb.dones[:] = np.random.default_rng(1).random(rb.dones.shape) < 0.1
@@ -43,24 +40,30 @@ def filled_buffer(device: torch.device, n_steps: int = 1, size: int = 200) -> dd
     return rb
 
 
+def smoothing(agent, rb: ddpg.ReplayBuffer) -> torch.Tensor | None:
+    """Noise for the target actions of a batch, if the agent takes any."""
+    return standard_normal((32, rb.actions.shape[-1]), rb.device) if agent.args.policy_noise else None
+
+
 def accelerated(agent, mode: str, rb: ddpg.ReplayBuffer, num_envs: int = 1):
     """The agent that a run would train with."""
-    batch, noise = rb.example_batch(16), torch.zeros(16, 2, device=rb.device) if agent.args.policy_noise else None
+    batch, noise = rb.example_batch(32), smoothing(agent, rb)
     examples = [{"batch": batch, "noise": noise, "update_policy": flag} for flag in (True, False)]
-    return acceleration.accelerate(agent, mode, (np.zeros((num_envs, 5), np.float32),), examples)
+    return acceleration.accelerate(agent, mode, (np.zeros((num_envs, 3), np.float32),), examples)
 
 
-def trained(accelerate: str, device: str = "cpu", updates: int = 12, **changes):
-    """An agent after some updates and what these returned; the same seeds for all. (One network size for all: what one
-    test compiled, the next finds in torch's cache.)"""
+def trained(accelerate: str, device: str = "cpu", updates: int = 12, num_actions: int = 1, **changes):
+    """An agent after some updates and what these returned; the same seeds for all."""
     torch.manual_seed(0), np.random.seed(0)
-    args = quick_args(**({"accelerate": accelerate, "cuda": device == "cuda", "hidden_sizes": (32, 24)} | changes))
-    agent, rb = ddpg.DDPG(OBS, ACTIONS, args, torch.device(device)), filled_buffer(torch.device(device), args.n_steps)
+    spaces = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.Box(-2, 2, (num_actions,), np.float32)
+    args = quick_args(accelerate=accelerate, cuda=device == "cuda", **(COMPILED_ONCE | changes))
+    setup.set_up_torch(args)  # as a run does: its settings are part of the key in torch's cache
+    agent, rb = ddpg.DDPG(*spaces, args, torch.device(device)), filled_buffer(torch.device(device), spaces, args.n_steps)
     agent = accelerated(agent, args.accelerate, rb)
+    np.random.seed(0)
     losses = []
     for update in range(updates):
-        batch, noise = rb.sample(16), standard_normal((16, 2), rb.device) if args.policy_noise else None
-        losses.append(agent.update(batch, update_policy=update % 3 == 2, noise=noise))
+        losses.append(agent.update(rb.sample(32), update_policy=update % 3 == 2, noise=smoothing(agent, rb)))
     return agent, losses, rb
 
 
@@ -122,7 +125,7 @@ def same_algorithm(accelerate: str, tolerance: dict, device: str = "cpu", **chan
     assert_same(eager.state_dict(), fast.state_dict(), **tolerance)
     for one, other in zip(eager_losses, losses, strict=True):
         assert_same(one, other, **tolerance)
-    obs = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
+    obs = np.random.default_rng(2).normal(size=(3, 3)).astype(np.float32)
     built_once = accelerate == "compile" and changes  # compiling for another number of rows is slow: once will do
     for rows in (obs[:1], obs[1:2]) if built_once else (obs, obs[:1], obs):
         np.testing.assert_allclose(fast.act(rows), eager.act(rows), **(tolerance or {"rtol": 0}))
@@ -151,7 +154,7 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     agent.load_state_dict(copy.deepcopy(other.state_dict()))
     assert_same(other.state_dict(), agent.state_dict())
     for update_policy in (False, True, False):
-        batch = rb.sample(16)
+        batch = rb.sample(32)
         batch = ReplayBufferSamples(*torch.cat(batch[:5], dim=1).split(rb.widths, dim=1))  # in another place
         other.update(batch, update_policy), agent.update(batch, update_policy=update_policy)
     assert_same(other.state_dict(), agent.state_dict(), rtol=1e-4, atol=1e-6)
@@ -162,9 +165,8 @@ def restores(accelerate: str, device: str = "cpu") -> None:
     ("changes", "atol"),
     [
         ({}, 1e-6),  # other orders of summation
-        ({"normalization": "layer", "critic_loss": "huber", "weight_decay": 1.0}, 1e-5),
-        (HOLDS, 1e-5),
-        ({"normalization": "batch"}, 1e-5),
+        (HOLDS | {"normalization": "layer", "critic_loss": "huber", "weight_decay": 1.0, "num_actions": 2}, 1e-5),
+        ({"normalization": "batch", "critic_loss": "expectile", "num_actions": 2}, 1e-5),
     ],
 )
 def test_compiled_is_the_same_algorithm(monkeypatch, changes, atol):
@@ -184,6 +186,20 @@ def test_compiled_restores():
 
 
 @pytest.mark.slow
+def test_compiled_code_takes_each_tensor_once(monkeypatch):
+    """One that was an attribute as well would count as two that share memory: twice the code, and 15% slower."""
+    build, seen = torch._inductor.standalone_compile, []
+
+    def watched(graph, inputs, **named):
+        seen.append((list(graph.state_dict()), len(inputs) - len({tensor.data_ptr() for tensor in inputs})))
+        return build(graph, inputs, **named)
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", watched)
+    trained("compile", updates=0)
+    assert seen == [([], 0)] * 3
+
+
+@pytest.mark.slow
 def test_compiled_runs_are_the_same_twice(run, capsys):
     args = quick_args(accelerate="compile", **COMPILED_ONCE)
     assert digest(run(args)) == digest(run(args))
@@ -191,21 +207,47 @@ def test_compiled_runs_are_the_same_twice(run, capsys):
 
 
 @pytest.mark.slow
-def test_what_a_killed_compilation_left_is_compiled_again():
-    """A process killed while the C++ compiler writes leaves an empty library, which torch would try to load for ever."""
-    factor = random.SystemRandom().random()  # so that it is in no cache: other tests seed the generators
-    code = "import torch; from training.acceleration import compile_function as f; x = torch.ones(3)"
-    command = [sys.executable, "-c", f"{code}; print(f(lambda x: (x * {factor}).exp(), [x])(x)[0])"]
+def test_compiled_code_is_found_again_for_other_weights_but_not_for_another_processor(monkeypatch):
+    """Which torch's own key leaves out, though the code is for its vector instructions."""
+    counters, x = torch._dynamo.utils.counters["aot_autograd"], torch.arange(3.0)
+
+    def times_found(weight: float) -> int:
+        before, weights = counters["autograd_cache_hit"], torch.full((3,), weight)
+        assert torch.equal(acceleration.compile_function(lambda x: x * weights, [x])(x), x * weight)
+        return counters["autograd_cache_hit"] - before
+
+    times_found(1.0)
+    assert times_found(2.0) == 1
+    processor = f"processor {random.SystemRandom().random()}"  # whose code is in no cache
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    assert (times_found(3.0), times_found(4.0)) == (0, 1)
+
+
+@pytest.mark.slow
+def test_what_a_killed_compilation_left_is_compiled_again(tmp_path):
+    """A process killed while the C++ compiler writes leaves an empty library, which torch would try to load for ever; also
+    before anything is in its caches of graphs."""
+    program, cache = tmp_path / "program.py", tmp_path / "cache"
+    program.write_text(
+        "import torch\n"
+        "from training.acceleration import compile_function\n"
+        "torch._inductor.config.cpp_cache_precompile_headers = False\n"
+        "x = torch.ones(3)\n"
+        "print(compile_function(lambda x: x.exp(), [x])(x))\n"
+    )
 
     def run() -> str:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        done = run_script(program, cwd=tmp_path, PYTHONPATH=str(ROOT), TORCHINDUCTOR_CACHE_DIR=str(cache))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     once = run()
-    cache = torch._inductor.runtime.cache_dir_utils.cache_dir()
-    (source,) = (path for path in Path(cache).rglob("*.main.cpp") if str(factor) in path.read_text())
-    library = source.with_suffix(".so")
-    library.write_bytes(b"")
-    assert run() == once and library.stat().st_size > 0
+    (library,) = cache.rglob("*.main.so")
+    for lost in ([], ["aotautograd", "fxgraph"]):
+        library.write_bytes(b"")
+        for name in lost:
+            shutil.rmtree(cache / name)
+        assert run() == once and library.stat().st_size > 0
 
 
 @pytest.mark.slow  # touching the compiler imports it, which takes three seconds
@@ -222,13 +264,13 @@ def test_what_can_never_be_loaded_is_compiled_twice_and_only_the_cache_loses_fil
         errors[-1].inner_exception = ImportError(path=str(file))
         raise errors[-1]
 
-    monkeypatch.setattr(torch._inductor, "compile", fail)
+    monkeypatch.setattr(torch._inductor, "standalone_compile", fail)
     with pytest.raises(RuntimeError):
         acceleration.compile_function(torch.sin, [torch.zeros(2)])
     assert len(errors) == calls and file.exists()
 
 
-@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, HOLDS])
+@pytest.mark.parametrize("changes", [{}, {"normalization": "batch"}, HOLDS | {"num_actions": 2}])
 def test_captured_is_the_same_algorithm_bit_for_bit(stand_in, changes):
     same_algorithm("cudagraph", {}, **changes)
     assert len(stand_in.replays) == 2 + 12 + 3  # the first two in building: training's and evaluation's
@@ -267,17 +309,19 @@ def test_a_captured_run_is_the_eager_one(run, stand_in, num_envs):
 
 @pytest.mark.parametrize("accelerate", [pytest.param("compile", marks=pytest.mark.slow), "cudagraph"])
 def test_what_cannot_be_built_falls_back_to_eager(run, monkeypatch, capsys, accelerate):
-    eager = digest(run(quick_args(accelerate="eager")))
+    eager = digest(run(quick_args(accelerate="eager", **COMPILED_ONCE)))
     capsys.readouterr()
 
     def broken(*_, **__):
         raise RuntimeError("no such thing on this machine\nand more about it")
 
     if accelerate == "compile":
-        build, calls = torch._inductor.compile, iter(range(100))
-        monkeypatch.setattr(torch._inductor, "compile", lambda *a, **k: (build if next(calls) < 2 else broken)(*a, **k))
+        build, calls = torch._inductor.standalone_compile, iter(range(100))
+        monkeypatch.setattr(
+            torch._inductor, "standalone_compile", lambda *a, **k: (build if next(calls) < 2 else broken)(*a, **k)
+        )
     monkeypatch.setattr(torch.cuda, "Stream", broken)
-    assert digest(run(quick_args(accelerate=accelerate))) == eager
+    assert digest(run(quick_args(accelerate=accelerate, **COMPILED_ONCE))) == eager
     line = f"--accelerate {accelerate} does not work here (no such thing on this machine), training goes on in eager mode\n"
     assert line in capsys.readouterr().out
 
@@ -339,7 +383,7 @@ def test_args_json_says_how_the_run_was_accelerated(run, monkeypatch):
     """Also where `auto` chose, and where what was chosen could not be built."""
     monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 40)
     chosen = run(quick_args(accelerate="auto", **COMPILED_ONCE))
-    monkeypatch.setattr(torch._inductor, "compile", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(torch._inductor, "standalone_compile", lambda *_, **__: 1 / 0)
     failed = run(quick_args(accelerate="auto"))
     settings = [json.loads((parts.run_dir / "args.json").read_text()) for parts in (chosen, failed)]
     assert [saved["accelerate"] for saved in settings] == ["compile", "eager"]
@@ -357,7 +401,7 @@ def test_cuda_graphs_are_the_same_algorithm_bit_for_bit(changes):
 
 @needs_cuda
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, HOLDS])
+@pytest.mark.parametrize("changes", [{}, HOLDS | {"num_actions": 2}])
 def test_compiled_on_cuda_is_the_same_algorithm(changes):
     same_algorithm("compile", {"rtol": 1e-3, "atol": 1e-5}, "cuda", **changes)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT, quick_args
+from processes import run_script
 
 import ddpg_continuous_action as ddpg
 from training import environments, errors, replay_buffer
@@ -22,17 +23,10 @@ from training.arguments import parse_args
 from training.evaluation import results_of
 
 
-def script(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+def script(*arguments: str, cwd: Path, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess:
     """Run the script as a user does, in a process of its own. The toy environments are found as `toys:NAME`."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "ddpg_continuous_action.py"), *arguments],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""} | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=3000,  # it ends a test that hangs, and not one on a slow machine
-    )
+    environment = {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""} | environment
+    return run_script(ROOT / "ddpg_continuous_action.py", *arguments, cwd=cwd, fresh=fresh, **environment)
 
 
 def refused(done: subprocess.CompletedProcess, *words: str) -> None:
@@ -183,9 +177,11 @@ def test_without_libegl_only_mujoco_does_not_render(tmp_path):
         "ctypes.CDLL = ctypes.cdll._dlltype = CDLL\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'tests'}", "MUJOCO_GL": "egl", "DISPLAY": ""}
-    refused(script("--capture-video", cwd=tmp_path, **environment), "Hopper-v4", "OpenGL", "apt-get install libegl1")
+    refused(
+        script("--capture-video", cwd=tmp_path, fresh=True, **environment), "Hopper-v4", "OpenGL", "apt-get install libegl1"
+    )
     films = "--env-id Pendulum-v1 --capture-video --total-timesteps 1 --final-episodes 1 --eval-frequency 0"
-    done = script(*films.split(), cwd=tmp_path, **environment)
+    done = script(*films.split(), cwd=tmp_path, fresh=True, **environment)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "videos").rglob("*.mp4"))
 

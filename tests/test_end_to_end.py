@@ -16,7 +16,7 @@ HOPPER = "--env-id Hopper-v4 --total-timesteps 1200 --learning-starts 1000 --buf
 
 @pytest.mark.slow
 def test_hopper_from_the_command_line(tmp_path):
-    done = script(*HOPPER, "--eval-frequency", "500", cwd=tmp_path)
+    done = script(*HOPPER, "--eval-frequency", "500", cwd=tmp_path, fresh=True)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
 

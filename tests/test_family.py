@@ -3,10 +3,8 @@
 import ast
 import csv
 import json
-import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,14 +14,15 @@ import torch
 import toys
 from fingerprint import fingerprint
 from helpers import AGENTS, ROOT, drop_biases, quick_args
-from test_accelerate import assert_same
+from processes import run_script
+from test_accelerate import COMPILED_ONCE, assert_same
 from test_arguments import refused
 from test_resume import finish, only_run, run_killed, uninterrupted  # noqa: F401
 
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from training import acceleration, command_line
+from training import acceleration, command_line, setup
 from training.arguments import parse_args
 
 SCRIPTS = sorted(f"{script.__name__}.py" for script in AGENTS)
@@ -54,22 +53,23 @@ def test_a_script_can_be_read_in_one_sitting(name):
 
 SHORT = (
     "--total-timesteps 600 --learning-starts 150 --buffer-size 256 --batch-size 32 --hidden-sizes 32 32 --no-cuda "
-    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1"
+    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1 "
+    "--final-episodes 5"
 )
 CASES = [
     ("sac_continuous_action", "--env-id Pendulum-v1", "step", 277),
     ("sac_continuous_action", "--env-id Hopper-v4 --num-envs 3 --vectorization async --alpha 0 --no-autotune", "step", 117),
-    ("sac_continuous_action", "--env-id Pendulum-v1 --accelerate compile --policy-frequency 1", "step", 377),
+    ("sac_continuous_action", "--env-id Pendulum-v1 --accelerate compile --hidden-sizes 32", "step", 377),
     ("dqn", "--env-id CartPole-v1 --target-network-frequency 50", "step", 377),
     ("dqn", "--env-id InvertedPendulum-v5 --bins 2 --num-envs 3 --double-q --train-frequency 3", "update", 60),
-    ("dqn", "--env-id CartPole-v1 --accelerate compile --train-frequency 2", "rename", 4),
+    ("dqn", "--env-id CartPole-v1 --accelerate compile --double-q --train-frequency 2 --hidden-sizes 32", "rename", 4),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "task", "moment", "number"), CASES)
 def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, script, task, moment, number):  # noqa: F811
-    arguments = f"{task} {SHORT}"
+    arguments = f"{SHORT} {task}"
     done = run_killed(tmp_path, moment, number, *arguments.split(), script=script)
     assert done.returncode == -9, done.stderr
     run_dir = only_run(tmp_path)
@@ -77,51 +77,54 @@ def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, script, 
     assert fingerprint(run_dir) == uninterrupted(arguments, script)
 
 
-def trained(script, mode: str, changes: dict):
-    """An agent after twelve updates, and what these returned."""
+def trained(script, mode: str, num_actions: int = 1, **changes):
+    """An agent after twelve updates, and what these returned: of Pendulum-v1's sizes, or CartPole-v1's, as in `CASES`."""
     torch.manual_seed(0)
-    spaces = gym.spaces.Box(-1, 1, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
-    spaces = (spaces[0], gym.spaces.Discrete(6)) if script is dqn else spaces
-    args = quick_args(script, hidden_sizes=(32, 24), **changes)
+    args = quick_args(script, **(COMPILED_ONCE | changes))
+    setup.set_up_torch(args)
+    box = gym.spaces.Box(-2, 2, (num_actions,), np.float32)
+    spaces = gym.spaces.Box(-1, 1, (4 if script is dqn else 3,), np.float32), gym.spaces.Discrete(2) if script is dqn else box
     rb = script.ReplayBuffer(200, *spaces, "cpu", handle_timeout_termination=False)
     rng = np.random.default_rng(0)
     rb.transitions[:] = rng.normal(size=rb.transitions.shape)
-    rb.actions[:] = rng.integers(0, 6, rb.actions.shape) if script is dqn else rng.uniform(-2, 2, rb.actions.shape)
+    rb.actions[:] = rng.integers(0, 2, rb.actions.shape) if script is dqn else rng.uniform(-2, 2, rb.actions.shape)
     rb.full = True
     agent = getattr(script, AGENTS[script])(*spaces, args, torch.device("cpu"))
-    flags = [{"update_policy": True, "update_targets": False}, {"update_policy": False, "update_targets": True}]
-    noise = {} if script is dqn else {"noise": torch.zeros(3, 16, 2)}
-    flags = [{"update_policy": True}] if script is dqn else flags
-    examples = [{"batch": rb.example_batch(16)} | noise | flag for flag in flags]
-    acting = (np.zeros((3, 5), np.float32), np.zeros((3, 2), np.float32)) if script is sac else (np.zeros((3, 5), np.float32),)
-    fast = acceleration.accelerate(agent, mode, acting, examples)
+    flags, noise, acting = [{"update_policy": True}], {}, (np.zeros((1, *spaces[0].shape), np.float32),)
+    if script is sac:
+        cycle = range(args.policy_frequency * args.target_network_frequency)
+        flags = [(n % args.policy_frequency == 0, n % args.target_network_frequency == 0) for n in cycle]
+        flags = [{"update_policy": policy, "update_targets": targets} for policy, targets in flags]
+        noise = {"noise": torch.zeros(1 + args.policy_frequency, 32, num_actions)}
+        acting = (*acting, np.zeros((1, num_actions), np.float32))
+    fast = acceleration.accelerate(agent, mode, acting, [{"batch": rb.example_batch(32)} | noise | flag for flag in flags])
     assert (fast is agent) == (mode == "eager")
     np.random.seed(0)
     losses = []
     for number in range(12):
         noise = {name: torch.from_numpy(rng.standard_normal(value.shape).astype(np.float32)) for name, value in noise.items()}
-        losses.append(fast.update(rb.sample(16), **noise, **flags[number % len(flags)]))
+        losses.append(fast.update(rb.sample(32), **noise, **flags[number % len(flags)]))
     return agent, fast, losses
 
 
-FIRST_MILESTONE = {"num_critics": 1, "alpha": 0.0, "autotune": False, "weight_decay": 0.1}
+FIRST_MILESTONE = {"num_critics": 1, "alpha": 0.0, "autotune": False, "policy_frequency": 1, "target_network_frequency": 2}
+NORMALIZED = {"weight_decay": 0.1, "normalization": "batch", "num_actions": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("script", "changes"), [(sac, {}), (sac, FIRST_MILESTONE), (sac, {"normalization": "batch"}), (dqn, {"double_q": True})]
-)
+@pytest.mark.parametrize(("script", "changes"), [(sac, {}), (sac, FIRST_MILESTONE | NORMALIZED), (dqn, {"double_q": True})])
 def test_compiled_is_the_same_algorithm(monkeypatch, script, changes):
     if "normalization" in changes:
         drop_biases(monkeypatch, script)
-    agent, eager, eager_losses = trained(script, "eager", changes)
-    compiled_agent, compiled, losses = trained(script, "compile", changes)
+    agent, eager, eager_losses = trained(script, "eager", **changes)
+    compiled_agent, compiled, losses = trained(script, "compile", **changes)
     assert_same(agent.state_dict(), compiled_agent.state_dict(), rtol=1e-4, atol=1e-5)
     for one, other in zip(eager_losses, losses, strict=True):
         assert one.keys() == other.keys()
         assert_same(one, other, rtol=1e-4, atol=1e-5)
-    obs = np.random.default_rng(2).normal(size=(3, 5)).astype(np.float32)
-    np.testing.assert_allclose(compiled.act(obs), eager.act(obs), rtol=1e-4, atol=1e-5)
+    obs = np.random.default_rng(2).normal(size=(2, 1, 4 if script is dqn else 3)).astype(np.float32)
+    for rows in obs:
+        np.testing.assert_allclose(compiled.act(rows), eager.act(rows), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("script", "env_id"), [(sac, "Pendulum-like-v0"), (dqn, "CartPole-v1")])
@@ -232,8 +235,7 @@ def test_a_state_is_taken_over_but_not_its_learning_rates(script):
 def command_line_of(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run a script as a user does, in a process of its own."""
     name, *arguments = command.split()
-    run = [sys.executable, str(ROOT / name), *arguments]
-    return subprocess.run(run, cwd=cwd, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return run_script(ROOT / name, *arguments, cwd=cwd, **environment)
 
 
 # The flags of CleanRL's scripts of these names, at their defaults (but --no-save-model: here models are kept).
@@ -286,7 +288,8 @@ def test_cleanrls_short_commands_run(tmp_path, command):
 def test_video_tracking_and_evaluation(tmp_path, name, flags, recorded):
     """The run is filmed and tracked offline; its best model, evaluated again, does the same again, and is filmed if asked."""
     environment = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path), "DISPLAY": "", "WAYLAND_DISPLAY": ""}
-    short = f"--total-timesteps 300 --learning-starts 100 --batch-size 16 --eval-frequency 150 {flags}"
+    short = f"--total-timesteps 300 --learning-starts 100 --batch-size 16 --hidden-sizes 32 32 {flags}"
+    short += " --eval-frequency 150 --eval-episodes 2 --final-episodes 2"
     done = command_line_of(f"{name} {short} --track --capture-video", tmp_path, **environment)
     assert done.returncode == 0, done.stderr
     folder = only_run(tmp_path)

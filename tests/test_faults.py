@@ -173,8 +173,8 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
     ],
 )
 def test_a_stop_while_evaluating_waits_for_the_episode_at_most(uninterrupted, tmp_path, episode, words, mode):  # noqa: F811
-    """Three episodes in each of three evaluations, then twenty; the resumed run makes the evaluation up."""
-    arguments = f"{PENDULUM} --eval-episodes 3 --accelerate {mode}"
+    """Three episodes in each of three evaluations, then five; the resumed run makes the evaluation up."""
+    arguments = f"{PENDULUM} --eval-episodes 3 --hidden-sizes 32 --accelerate {mode}"
     done = run_killed(tmp_path, "episode", episode, *arguments.split(), signals="TERM")
     assert done.returncode == 143 and words in done.stdout, done.stderr
     run_dir = only_run(tmp_path)
@@ -198,6 +198,7 @@ def test_a_worker_ignores_signals_meant_for_the_main_process():
     """In a process that inherits no handlers, as Python starts them on macOS and, from 3.14 on, on Linux."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(handlers_in_worker) == [signal.SIG_IGN] * 4
+        pool.close(), pool.join()  # else it would be ended by a SIGTERM, which its worker ignores now
 
 
 @pytest.mark.slow

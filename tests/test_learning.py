@@ -44,7 +44,7 @@ def test_pendulum_is_learned(run):
         total_timesteps=8_000,
         learning_starts=500,
         buffer_size=20_000,
-        hidden_sizes=(256, 256),
+        hidden_sizes=(64, 64),
         batch_size=64,
         learning_rate=1e-3,
         gamma=0.98,

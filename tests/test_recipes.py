@@ -21,8 +21,8 @@ import film
 import recipes
 
 SHORT = (
-    " --total-timesteps 400 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
-    " --accelerate eager"
+    " --total-timesteps 300 --learning-starts 200 --eval-frequency 200 --eval-episodes 1 --max-episode-steps 50 --no-cuda"
+    " --accelerate eager --final-episodes 2"
 )
 
 
@@ -155,9 +155,7 @@ def test_recipes_run_what_has_no_result_and_go_on_with_the_rest(tmp_path, monkey
     assert recipes.run_all(options) == 0
     rows = recipes.read_results()
     assert [(row["task"], row["seed"], row["steps"]) for row in rows] == [("pendulum", "1", "600"), ("pendulum", "2", "600")]
-    assert (
-        all(len(row["returns"].split()) == 20 for row in rows) and (tmp_path / "CURVES" / "pendulum-2" / "args.json").exists()
-    )
+    assert all(len(row["returns"].split()) == 5 for row in rows) and (tmp_path / "CURVES" / "pendulum-2" / "args.json").exists()
     assert len(list((tmp_path / "runs").glob("Pendulum*"))) == 2
     means = np.genfromtxt(tmp_path / "CURVES" / "pendulum-2" / "evaluations.csv", delimiter=",", names=True)["mean"]
     assert float(rows[1]["last_five"]) == pytest.approx(means[-5:].mean(), abs=0.006)

@@ -1,18 +1,18 @@
 """A run that is killed with SIGKILL and resumed leaves the same bits as a run that was never killed."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from fingerprint import fingerprint
 from helpers import ROOT, scalars
+from processes import run_script
 from test_arguments import main_in_this_process
 
 SHORT = (
     "--total-timesteps 600 --learning-starts 150 --buffer-size 256 --batch-size 32 --hidden-sizes 32 32 --no-cuda "
-    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1"
+    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1 "
+    "--final-episodes 5"
 )
 
 
@@ -20,18 +20,9 @@ def run_killed(
     cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL", script: str = "ddpg_continuous_action"
 ) -> subprocess.CompletedProcess:
     """Run a script in a process of its own, which tests/killed.py signals at an exact moment."""
-    command = [sys.executable, str(ROOT / "tests" / "killed.py"), moment, str(number), signals, *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=3000,  # it ends a test that hangs, and not one on a slow machine
-        start_new_session=True,  # signals to its group shall not reach the tests
-    )
+    environment = {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
+    command = (ROOT / "tests" / "killed.py", moment, str(number), signals, *arguments)
+    return run_script(*command, cwd=cwd, new_session=True, **environment)  # signals to its group shall not reach the tests
 
 
 def only_run(cwd: Path) -> Path:
@@ -69,7 +60,7 @@ CASES = [
     ("InvertedPendulum-v5 --num-envs 3 --vectorization async --exploration-noise-end 0.0", "step", 117),
     ("Hopper-v4 --num-envs 1", "write", 3),  # inside the writing of the third checkpoint
     ("Hopper-v4 --num-envs 3 --vectorization async --train-frequency 7 --gradient-steps -1", "rename", 3),
-    ("Pendulum-v1 --num-envs 1 --accelerate compile", "step", 277),
+    ("Pendulum-v1 --num-envs 1 --accelerate compile --hidden-sizes 32", "step", 277),
     ("Ant-v5 --num-envs 1", "step", 555),  # after the replay buffer wrapped
     ("Ant-v5 --num-envs 3 --reward-scale 0.5", "evaluate", 2),
     ("BipedalWalker-v3 --num-envs 1", "step", 510),
@@ -84,7 +75,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "moment", "number"), CASES)
 def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, task, moment, number):
-    arguments = f"--env-id {task} {SHORT}"
+    arguments = f"{SHORT} --env-id {task}"
     done = run_killed(tmp_path, moment, number, *arguments.split())
     assert done.returncode == -9, done.stderr
     run_dir = only_run(tmp_path)

@@ -84,6 +84,7 @@ def test_it_measures_side_by_side(results, monkeypatch, script, env_id):
         return rate
 
     monkeypatch.setattr(speed.Side, "run", run_until_it_moved)
+    monkeypatch.setattr(speed, "LEARNING_STARTS", speed.LEARNING_STARTS - 250)  # do not wait for 300 updates first, but for 50
     sides = {"sides": ("eager", "stable-baselines3"), "rounds": 2, "seconds": 0.5, "threads": 1}
     speed.compare(1, 50_000, speed.Options(script=script, env_id=env_id, **sides))
     ours, theirs = results()

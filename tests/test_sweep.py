@@ -24,7 +24,7 @@ QUICK = ROOT / "tests" / "quick_script.py"
 SCRIPT = ROOT / "ddpg_continuous_action.py"
 FLAGS = (
     "--total-timesteps 600 --learning-starts 100 --batch-size 16 --buffer-size 1000 --hidden-sizes 16 16 --no-cuda "
-    "--eval-frequency 200 --eval-episodes 1 --checkpoint-frequency 50"
+    "--eval-frequency 200 --eval-episodes 1 --final-episodes 2 --checkpoint-frequency 50"
 )
 
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from training.arguments import Args
 
-# Compiling takes some 25 seconds the first time (10 when torch finds it in its cache) and saves about a millisecond an update:
-# after some 20,000 updates (10,000) it has paid. `benchmarks/speed.py --break-even` measures it.
+# Compiling takes some 30 seconds the first time (5 when torch finds it in its cache) and saves over a millisecond an update:
+# after some 20,000 updates (4,000) it has paid. `benchmarks/speed.py --break-even` measures it.
 UPDATES_WORTH_COMPILING = 20_000
 
 
@@ -153,17 +153,35 @@ def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool
     A process that was killed while it compiled leaves half a library in torch's cache, which torch would try to load for
     ever: if `again`, what cannot be loaded is deleted there and compiled once more.
     """
-    graph = make_fx(function)(*inputs)  # the other tensors are its parameters and buffers
-    for node in graph.graph.nodes:
+    recorded = make_fx(function)(*inputs)
+    graph, attributes = recorded.graph, recorded.graph.find_nodes(op="get_attr")
+    # The other tensors are attributes, and their values would be part of the cache's key. As inputs only their shapes are.
+    others = {node.target: getattr(recorded, node.target).detach() for node in attributes}
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
+        places = {name: graph.placeholder(name) for name in others}
+    for node in attributes:
+        node.replace_all_uses_with(places[node.target])
+        graph.erase_node(node)
+    for node in graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
-    # On a CPU, calling from C++ saves a tenth of a millisecond. On CUDA, kernels chosen by timing them could differ from run to
-    # run, and with them the rounding.
-    options = {"cpp_wrapper": True} if inputs[0].device.type == "cpu" else {"deterministic": True}
+    # On a CPU, calling from C++ saves a tenth of a millisecond, and a calling part of its own is quicker to compile. On CUDA,
+    # kernels chosen by timing them could differ from run to run, and with them the rounding.
+    cpu = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
+    cuda = {"deterministic": True, "triton.autotune_at_compile_time": False}
+    options = {"config_patches": cpu if inputs[0].device.type == "cpu" else cuda}
     try:
-        with torch.no_grad():
-            return torch._inductor.compile(graph, inputs, options=options)
-    except Exception as error:  # torch's InductorError, whose module takes a second to import
-        path = getattr(getattr(error, "inner_exception", None), "path", None)  # an ImportError's; it may be of any module
+        # A cache may be shared by machines: the code in it is for one kind of vector instructions, which its key leaves out.
+        with torch.no_grad(), torch.compiler.config.patch(cache_key_tag=torch.backends.cpu.get_cpu_capability()):
+            compiled = torch._inductor.standalone_compile(
+                torch.fx.GraphModule({}, graph),  # without the attributes, which would be inputs once more
+                [*inputs, *others.values()],
+                dynamic_shapes="from_example_inputs",
+                options=options,
+                donate_graph_module=True,
+            )
+        return lambda *tensors: compiled(*tensors, *others.values())
+    except Exception as error:  # an ImportError, or torch's InductorError of one, whose module takes a second to import
+        path = getattr(getattr(error, "inner_exception", error), "path", None)  # it may be of any module
         if not again or path is None or not Path(path).is_relative_to(torch._inductor.runtime.cache_dir_utils.cache_dir()):
             raise
         Path(path).unlink(missing_ok=True)
