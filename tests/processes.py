@@ -34,8 +34,8 @@ def run_script(
     """
     if fresh:
         command = [sys.executable, str(script), *arguments]
-        files = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        return subprocess.run(command, cwd=cwd, env=os.environ | environment, start_new_session=new_session, **files)
+        options = {"cwd": cwd, "env": os.environ | environment, "start_new_session": new_session}
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
     with tempfile.TemporaryDirectory() as folder:
         files = [os.devnull, f"{folder}/stdout", f"{folder}/stderr"]
         request = {"argv": [str(script), *arguments], "cwd": str(cwd), "files": files, "new_session": new_session}

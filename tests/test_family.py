@@ -17,7 +17,7 @@ from helpers import AGENTS, ROOT, drop_biases, quick_args
 from processes import run_script
 from test_accelerate import COMPILED_ONCE, assert_same
 from test_arguments import refused
-from test_resume import finish, only_run, run_killed, uninterrupted  # noqa: F401
+from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # noqa: F401
 
 import ddpg_continuous_action as ddpg
 import dqn
@@ -51,11 +51,6 @@ def test_a_script_can_be_read_in_one_sitting(name):
     assert train.end_lineno - train.lineno < 70
 
 
-SHORT = (
-    "--total-timesteps 600 --learning-starts 150 --buffer-size 256 --batch-size 32 --hidden-sizes 32 32 --no-cuda "
-    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1 "
-    "--final-episodes 5"
-)
 CASES = [
     ("sac_continuous_action", "--env-id Pendulum-v1", "step", 277),
     ("sac_continuous_action", "--env-id Hopper-v4 --num-envs 3 --vectorization async --alpha 0 --no-autotune", "step", 117),

@@ -11,8 +11,7 @@ from test_arguments import main_in_this_process
 
 SHORT = (
     "--total-timesteps 600 --learning-starts 150 --buffer-size 256 --batch-size 32 --hidden-sizes 32 32 --no-cuda "
-    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1 "
-    "--final-episodes 5"
+    "--max-episode-steps 40 --checkpoint-frequency 100 --eval-frequency 200 --eval-episodes 1 --final-episodes 5"
 )
 
 
