@@ -1,13 +1,13 @@
 """Deep Deterministic Policy Gradient (DDPG) for continuous control: the whole algorithm.
 
-Papers: Lillicrap et al., 2016, "Continuous control with deep reinforcement learning", arXiv:1509.02971 (algorithm 1 is `train`
-and `DDPG.update` below); Fujimoto et al., 2018, arXiv:1802.09477 (TD3), for the delayed actor and target updates.
+Paper: Lillicrap et al., 2016, "Continuous control with deep reinforcement learning", arXiv:1509.02971. Algorithm 1 is `train`
+and `DDPG.update` below; the actor and the targets are updated less often than the critic, as in Fujimoto et al., 2018.
 
     python ddpg_continuous_action.py --env-id Hopper-v4
 
 trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run. What keeps a run alive, whatever its algorithm
-(folder, logs, evaluation, checkpoints, signals), is in training/.
+`--evaluate runs/<run name>` evaluates a run, and films it with --capture-video. What keeps a run alive, whatever its algorithm
+(folder, logs, evaluation, checkpoints, signals), is in the package steadyrl/.
 """
 
 # /// script
@@ -17,22 +17,22 @@ trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goe
 # ///
 
 import copy
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from training import command_line
-from training.arguments import (
+from steadyrl import command_line
+from steadyrl.agent import Agent, training_mode
+from steadyrl.arguments import (
     Checkpoints,
     Count,
     CountOrAll,
@@ -40,7 +40,6 @@ from training.arguments import (
     Discount,
     Environment,
     Evaluating,
-    Expectile,
     Experiment,
     Fraction,
     Name,
@@ -48,12 +47,12 @@ from training.arguments import (
     Positive,
     Sizes,
 )
-from training.environments import check_finite, final_observations, make_envs
-from training.errors import UsageError
-from training.replay_buffer import ReplayBuffer, standard_normal
-from training.run import Run
+from steadyrl.environments import check_finite, final_observations
+from steadyrl.noise import ExplorationNoise
+from steadyrl.replay_buffer import ReplayBuffer
+from steadyrl.run import Run
+from steadyrl.spaces import legal
 
-NOISES = {"gaussian": NormalActionNoise, "ou": OrnsteinUhlenbeckActionNoise}
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
 NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
 
@@ -91,19 +90,8 @@ class Learning:
     n_steps: Count = 1
     """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
     after the first are not corrected for the exploration in them)"""
-    critic_loss: Literal["mse", "huber", "expectile"] = "mse"
-    """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards; expectile weights the
-    square by the sign of the error, for a critic that overestimates (eval/q_bias above zero; arXiv:2406.04081)"""
-    expectile: Expectile = 0.3
-    """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
-    critic estimates low)"""
-    num_critics: Count = 1
-    """critics; targets are computed with the smallest of their values (2: TD3's, against over-estimation; arXiv:1802.09477)"""
-    policy_noise: NonNegative = 0.0
-    """target policy smoothing: standard deviation of the noise on the target actor's action, in units of half the action
-    range (0: no noise; TD3 uses 0.2; arXiv:1802.09477). It helps if the actor exploits narrow peaks of the critic"""
-    noise_clip: NonNegative = 0.5
-    """largest size of the noise of --policy-noise, in the same units"""
+    critic_loss: Literal["mse", "huber"] = "mse"
+    """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards"""
     reward_scale: Positive = 1.0
     """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
@@ -142,11 +130,6 @@ class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating,
 
     exp_name: Name = Path(__file__).stem
 
-    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Actions are a vector: a Box, which came here flat and with finite bounds."""
-        if not isinstance(action_space, gym.spaces.Box):
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a Box")
-
 
 def hidden_layers(inputs: int, normalization: str, args: Args) -> nn.Sequential:
     """The hidden layers that `args` asks for: (N, inputs) to (N, last of hidden_sizes)."""
@@ -178,152 +161,82 @@ class Actor(nn.Module):
         super().__init__()
         self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
-        low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
-        bias, scale = high / 2 + low / 2, high / 2 - low / 2
-        outside = (bias + scale > high) | (bias - scale < low)  # rounding may go beyond a bound, by one float
-        scale = np.where(outside, scale - np.spacing(np.maximum(abs(low), abs(high))), scale)
-        self.register_buffer("action_scale", torch.from_numpy(scale))
-        self.register_buffer("action_bias", torch.from_numpy(bias))
+        self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
+        self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
 
     def forward(self, obs: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
 
 
-class DDPG:
-    """The agent: an actor, a critic, a slowly moving target copy of each, and an optimiser for the first two.
+class DDPG(Agent):
+    """The agent: an actor, a critic, a slowly moving target copy of each, and an optimiser for the first two."""
 
-    Args:
-        observation_space, action_space: of one environment.
-        args: the hyperparameters.
-        device: where the networks live and learn.
-    """
+    args: Args
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
-        self.args, self.device = args, device
+        super().__init__(observation_space, action_space, args, device)
+        # In evaluation mode: batch normalisation uses its running statistics where `training_mode` does not say otherwise.
         self.batch_normalized = "batch" in (args.normalization, args.critic_normalization)
-        # In evaluation mode: batch normalisation uses its running statistics wherever `batch_mode` does not say otherwise.
         self.actor = Actor(observation_space, action_space, args).to(device).eval()
-        critics = [Critic(observation_space, action_space, args) for _ in range(args.num_critics)]
-        self.critic, *others = nn.ModuleList(critics).to(device).eval()
-        self.other_critics = nn.ModuleList(others)  # none, but for --num-critics
+        self.critic = Critic(observation_space, action_space, args).to(device).eval()
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.target_other_critics = copy.deepcopy(self.other_critics).requires_grad_(False)
         capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
         adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True, capturable=capturable)
         self.actor_optimizer = adam(self.actor.parameters(), lr=args.actor_learning_rate or args.learning_rate)
-        self.critic_optimizer = adam(nn.ModuleList(critics).parameters(), lr=args.critic_learning_rate or args.learning_rate)
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What a saved model consists of."""
-        names = ("actor", "critic", "other_critics") if self.other_critics else ("actor", "critic")
-        return {name: getattr(self, name) for name in (*names, *(f"target_{name}" for name in names))}
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
-
-    def act(self, obs: np.ndarray) -> np.ndarray:
-        """The greedy actions, without noise: (N, O) observations to (N, A) float32 actions."""
-        return self.policy(torch.as_tensor(obs, device=self.device)).cpu().numpy()
+        self.critic_optimizer = adam(self.critic.parameters(), lr=args.critic_learning_rate or args.learning_rate)
+        self.networks = {"actor": self.actor, "critic": self.critic}
+        self.networks |= {"target_actor": self.target_actor, "target_critic": self.target_critic}
+        self.optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
 
     @torch.no_grad()
     def policy(self, obs: torch.Tensor) -> torch.Tensor:
-        """What `act` computes, on the device."""
+        """The greedy actions mu(s): (N, O) to (N, A)."""
         return self.actor(obs)
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
         """What the critic expects of acting greedily, Q(s, mu(s)): (N, O) observations to (N,) values."""
-        obs = torch.as_tensor(obs, device=self.device)
-        return self.critic(obs, self.actor(obs)).cpu().numpy()
+        observations = self.tensor(obs)
+        return self.critic(observations, self.actor(observations)).cpu().numpy()
 
-    def critic_loss(self, batch, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the critics' mean losses of the TD errors (Lillicrap et al., equation 4), and the first one's (B,) Q(s, a).
+    def critic_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss of the TD errors (equation 4), and the (B,) values Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
-        transition bootstraps like any other. `noise`, (B, A) standard normal, smooths the target policy (TD3, equation 14).
+        transition bootstraps like any other.
         """
         with torch.no_grad():
             next_actions = self.target_actor(batch.next_observations)
-            if noise is not None:
-                scale, bias = self.actor.action_scale, self.actor.action_bias
-                noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
-                next_actions = (next_actions + noise * scale).clamp(bias - scale, bias + scale)
-            target_critics = self.target_critic, *self.target_other_critics
-            next_values = smallest_q_value(target_critics, batch.next_observations, next_actions)
+            next_values = self.target_critic(batch.next_observations, next_actions)
             discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
             td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
-        q_values = [critic(batch.observations, batch.actions) for critic in (self.critic, *self.other_critics)]
-        return sum(self.td_loss(values, td_target) for values in q_values), q_values[0]
+        q_values = self.critic(batch.observations, batch.actions)
+        td_loss = F.smooth_l1_loss if self.args.critic_loss == "huber" else F.mse_loss
+        return td_loss(q_values, td_target), q_values
 
-    def td_loss(self, q_values: torch.Tensor, td_target: torch.Tensor) -> torch.Tensor:
-        """The mean over a batch, (B,), of what --critic-loss makes of a TD error."""
-        if self.args.critic_loss == "huber":
-            return F.smooth_l1_loss(q_values, td_target)
-        if self.args.critic_loss == "expectile":
-            weights = torch.where(td_target > q_values, self.args.expectile, 1 - self.args.expectile)
-            return (2 * weights * (td_target - q_values) ** 2).mean()
-        return F.mse_loss(q_values, td_target)
-
-    def actor_loss(self, batch) -> torch.Tensor:
+    def actor_loss(self, batch: ReplayBufferSamples) -> torch.Tensor:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
         return -self.critic(batch.observations, self.actor(batch.observations)).mean()
 
-    def update(self, batch, update_policy: bool, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """One step of the critic and, if asked, one of the actor and of both target networks; `noise` as in `critic_loss`.
+    def update(self, batch: ReplayBufferSamples, update_policy: bool) -> dict[str, torch.Tensor]:
+        """One step of the critic and, if asked, one of the actor and of both target networks.
 
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss.
         """
-        self.batch_mode(True, self.critic, *self.other_critics)
-        q_loss, q_values = self.critic_loss(batch, noise)
-        self.batch_mode(False, self.critic, *self.other_critics)
+        with training_mode(self.critic, self.batch_normalized):
+            q_loss, q_values = self.critic_loss(batch)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if update_policy:
-            self.batch_mode(True, self.actor)
-            actor_loss = self.actor_loss(batch)
+            with training_mode(self.actor, self.batch_normalized):
+                actor_loss = self.actor_loss(batch)
             descend(actor_loss, self.actor_optimizer)
-            self.batch_mode(False, self.actor)
+            move(self.target_actor, self.actor, self.args.tau)
+            move(self.target_critic, self.critic, self.args.tau)
             losses["actor_loss"] = actor_loss.detach()
-            self.update_targets()
         return losses
-
-    def batch_mode(self, on: bool, *networks: nn.Module) -> None:
-        """Have batch normalisation use the statistics of the batch, or the running ones (other layers ignore the mode)."""
-        if self.batch_normalized:
-            nn.ModuleList(networks).train(on)
-
-    @torch.no_grad()
-    def update_targets(self) -> None:
-        """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        networks = self.networks
-        for name in [name for name in networks if f"target_{name}" in networks]:
-            online, target = networks[name], networks[f"target_{name}"]
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
-            if self.batch_normalized:
-                for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
-                    target_buffer.copy_(buffer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the networks and of the optimisers."""
-        parts = {"networks": self.networks, "optimizers": self.optimizers}
-        return {kind: {name: part.state_dict() for name, part in members.items()} for kind, members in parts.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`, but keep this agent's own learning rates."""
-        for name, network in self.networks.items():
-            network.load_state_dict(state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
-            optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
-
-
-def smallest_q_value(critics: Iterable[nn.Module], obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    """The smallest of the critics' values: (N,)."""
-    return torch.stack([critic(obs, action) for critic in critics]).amin(dim=0)
 
 
 def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -333,80 +246,53 @@ def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-class ExplorationNoise:
-    """Noise for each environment and action dimension, in units of half the range of that dimension."""
-
-    def __init__(self, action_space: gym.spaces.Box, args: Args):
-        self.args, self.half_range = args, (action_space.high - action_space.low) / 2
-        shape = (args.num_envs, *action_space.shape)
-        self.process = NOISES[args.noise](np.zeros(shape), np.ones(shape))
-        self.process.noise_prev = np.zeros(shape)  # the state of an Ornstein-Uhlenbeck process
-
-    def __call__(self, global_step: int, starting: np.ndarray) -> np.ndarray:
-        """Draw (N, A) noise. Its size is constant, or falls linearly and is then constant; where an episode is `starting`,
-        (N,) bool, its process starts anew."""
-        self.process.noise_prev[starting] = 0
-        start, end = self.args.exploration_noise, self.args.exploration_noise_end
-        progress = min(1.0, global_step / (self.args.exploration_fraction * self.args.total_timesteps))
-        scale = start if end is None else start + progress * (end - start)
-        return scale * self.half_range * self.process()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The current value of each Ornstein-Uhlenbeck process."""
-        return {"values": torch.from_numpy(self.process.noise_prev.copy())}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.process.noise_prev = np.stack(state["values"])
+@torch.no_grad()
+def move(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+    for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+        target_buffer.copy_(buffer)
 
 
 def train(args: Args) -> Path:
-    """Algorithm 1 of Lillicrap et al. (2016), then an evaluation of the best model.
-
-    Returns:
-        the run folder.
+    """Algorithm 1 of Lillicrap et al. (2016), then an evaluation of the best model. Returns the run's folder.
 
     Raises:
         UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if an action, an observation, a reward, a loss or a weight is not finite, if the disk stays full,
-            or if a process of the asynchronous environments fails.
+        TrainingError: if the run cannot go on: a value is not finite, the disk stays full, an environment fails.
         Stopped: after a checkpoint, if a signal asked for it.
     """
-    with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
+    with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = DDPG(*spaces, args, run.device)
-        # Only terminations are stored: a time limit is no terminal state.
-        options = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, **options)
-        noise = ExplorationNoise(spaces[1], args)
-        envs.reset(seed=args.seed)
-        run.resume(environments=envs, agent=agent, replay_buffer=rb, noise=noise)
+        n_step = {"n_steps": args.n_steps, "gamma": args.gamma}
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, random=run.random, **n_step)
+        scale, steps = (args.exploration_noise, args.exploration_noise_end), args.exploration_fraction * args.total_timesteps
+        noise = ExplorationNoise(args.noise, envs.action_space, run.random, *scale, steps)
+        run.resume(agent, envs, rb, noise=noise)  # a checkpoint is these; a resumed run has them restored
+        agent = run.accelerated(agent)  # compiled or captured at its first real calls
         obs = envs.observations
-        batch, noise_shape = rb.example_batch(args.batch_size), (args.batch_size, *spaces[1].shape)
-        target_noise = torch.zeros(noise_shape, device=run.device) if args.policy_noise else None
-        examples = [{"batch": batch, "noise": target_noise, "update_policy": flag} for flag in (True, False)]
-        agent = run.begin(agent, acting=(obs,), learning=examples)
 
         while run.unfinished:
             # Act: uniformly at random at first, then the actor's action plus noise, within the bounds.
             if run.global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
-                actions = np.clip(agent.act(obs) + noise(run.global_step, envs.starting), spaces[1].low, spaces[1].high)
+                actions = legal(agent.act(obs) + noise(run.global_step, envs.starting), envs.action_space)
             check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 
-            # Store: next_obs of an ended episode is the first of the next one, not its successor.
+            # Store: next_obs of an ended episode is the first of the next one, not its successor. Only terminations are done.
             successors = final_observations(next_obs, infos)
             check_finite(run.global_step, observation=successors, reward=rewards)
-            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, [])
+            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, truncations)
             obs = next_obs
 
             # Learn.
             for update in run.updates_due():
                 batch = rb.sample(args.batch_size)
-                target_noise = standard_normal(noise_shape, run.device) if args.policy_noise else None
-                run.record(agent.update(batch, update_policy=update % args.policy_frequency == 0, noise=target_noise))
+                run.record(agent.update(batch, update_policy=update % args.policy_frequency == 0))
             run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
         run.finish(agent)
     return run.folder

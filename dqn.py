@@ -7,8 +7,8 @@ arXiv:1509.06461, for --double-q.
     python dqn.py --env-id CartPole-v1
 
 trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run. What keeps a run alive, whatever its algorithm
-(folder, logs, evaluation, checkpoints, signals), is in training/.
+`--evaluate runs/<run name>` evaluates a run, and films it with --capture-video. What keeps a run alive, whatever its algorithm
+(folder, logs, evaluation, checkpoints, signals), is in the package steadyrl/.
 """
 
 # /// script
@@ -21,16 +21,18 @@ import copy
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from training import command_line
-from training.arguments import (
+from steadyrl import command_line
+from steadyrl.agent import Agent
+from steadyrl.arguments import (
     Checkpoints,
     Count,
     CountOrAll,
@@ -45,10 +47,10 @@ from training.arguments import (
     Probability,
     Sizes,
 )
-from training.environments import check_finite, final_observations, make_envs
-from training.errors import UsageError
-from training.replay_buffer import ReplayBuffer
-from training.run import Run
+from steadyrl.environments import check_finite, final_observations
+from steadyrl.errors import UsageError
+from steadyrl.replay_buffer import ReplayBuffer
+from steadyrl.run import Run
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
 MAX_ACTIONS = 4096  # more are no table that a network learns: with --bins, their number grows with each dimension
@@ -151,45 +153,36 @@ class QNetwork(nn.Module):
         return self.network(obs)
 
 
-class DQN:
-    """The agent: a Q-network, a target copy of it, and an optimiser.
+class DQN(Agent):
+    """The agent: a Q-network, a target copy of it, and an optimiser."""
 
-    Args:
-        observation_space, action_space: of one environment.
-        args: the hyperparameters.
-        device: where the networks live and learn.
-    """
+    args: Args
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Discrete, args: Args, device: torch.device):
-        self.args, self.device = args, device
+        super().__init__(observation_space, action_space, args, device)
         self.q_network = QNetwork(observation_space, action_space, args).to(device)
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
-        capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
-        parameters = self.q_network.parameters()
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=args.learning_rate, weight_decay=0.0, fused=True, capturable=capturable
+            self.q_network.parameters(),
+            lr=args.learning_rate,
+            weight_decay=0.0,
+            fused=True,
+            capturable=device.type == "cuda",  # step counts are then on the device, where a graph can increase them
         )
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What a saved model consists of."""
-        return {"q_network": self.q_network, "target_network": self.target_network}
-
-    def act(self, obs: np.ndarray) -> np.ndarray:
-        """The greedy actions: (N, O) observations to (N,) indices; of equal values, the first."""
-        return self.policy(torch.as_tensor(obs, device=self.device)).cpu().numpy()
+        self.networks = {"q_network": self.q_network, "target_network": self.target_network}
+        self.optimizers = {"q_network": self.optimizer}
 
     @torch.no_grad()
     def policy(self, obs: torch.Tensor) -> torch.Tensor:
-        """What `act` computes, on the device."""
+        """The greedy actions: (N, O) observations to (N,) indices; of equal values, the first."""
         return self.q_network(obs).argmax(dim=1)
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
         """What the network expects of acting greedily, max Q(s, a): (N, O) observations to (N,) values."""
-        return self.q_network(torch.as_tensor(obs, device=self.device)).amax(dim=1).cpu().numpy()
+        return self.q_network(self.tensor(obs)).amax(dim=1).cpu().numpy()
 
-    def q_loss(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def q_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean squared TD error of a batch (algorithm 1), and the (B,) values Q(s, a).
 
         `batch.actions` are (B, 1) indices. `batch.dones` marks terminations only: an episode that a time limit cut off had
@@ -206,7 +199,7 @@ class DQN:
         q_values = self.q_network(batch.observations).gather(1, batch.actions.long()).squeeze(1)
         return F.mse_loss(q_values, td_target), q_values
 
-    def update(self, batch, update_policy: bool = True) -> dict[str, torch.Tensor]:
+    def update(self, batch: ReplayBufferSamples, update_policy: bool = True) -> dict[str, torch.Tensor]:
         """One step of the Q-network, and so of the policy.
 
         Returns:
@@ -223,18 +216,6 @@ class DQN:
         """Polyak averaging, target <- (1 - tau) target + tau online."""
         torch._foreach_lerp_(list(self.target_network.parameters()), list(self.q_network.parameters()), self.args.tau)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the networks and of the optimiser."""
-        networks = {name: network.state_dict() for name, network in self.networks.items()}
-        return {"networks": networks, "optimizers": {"q_network": self.optimizer.state_dict()}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`, but keep this agent's own learning rate."""
-        for name, network in self.networks.items():
-            network.load_state_dict(state["networks"][name])
-        own = self.optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
-        self.optimizer.load_state_dict({"state": state["optimizers"]["q_network"]["state"], "param_groups": own})
-
 
 def epsilon(args: Args, global_step: int) -> float:
     """The probability of a random action at a step: falling linearly, then constant."""
@@ -243,41 +224,34 @@ def epsilon(args: Args, global_step: int) -> float:
 
 
 def train(args: Args) -> Path:
-    """Algorithm 1 of Mnih et al. (2015), then an evaluation of the best model.
-
-    Returns:
-        the run folder.
+    """Algorithm 1 of Mnih et al. (2015), then an evaluation of the best model. Returns the run's folder.
 
     Raises:
         UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if an action, an observation, a reward, a loss or a weight is not finite, if the disk stays full,
-            or if a process of the asynchronous environments fails.
+        TrainingError: if the run cannot go on: a value is not finite, the disk stays full, an environment fails.
         Stopped: after a checkpoint, if a signal asked for it.
     """
-    with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
+    with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = DQN(*spaces, args, run.device)
-        # Only terminations are stored: a time limit is no terminal state.
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, handle_timeout_termination=False)
-        envs.reset(seed=args.seed)
-        run.resume(environments=envs, agent=agent, replay_buffer=rb)
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, random=run.random)
+        run.resume(agent, envs, rb)  # a checkpoint is these; a resumed run has them restored
+        agent = run.accelerated(agent)  # compiled or captured at its first real calls
         obs = envs.observations
-        examples = [{"batch": rb.example_batch(args.batch_size), "update_policy": True}]
-        agent = run.begin(agent, acting=(obs,), learning=examples)
 
         while run.unfinished:
             # Act: in each environment at random with probability epsilon, otherwise greedily.
-            explore = np.random.random(args.num_envs) < epsilon(args, run.global_step)
+            explore = run.random.random_sample(args.num_envs) < epsilon(args, run.global_step)
             actions = envs.action_space.sample()
             if not explore.all():
                 actions = np.where(explore, actions, agent.act(obs))
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 
-            # Store: next_obs of an ended episode is the first of the next one, not its successor.
+            # Store: next_obs of an ended episode is the first of the next one, not its successor. Only terminations are done.
             successors = final_observations(next_obs, infos)
             check_finite(run.global_step, observation=successors, reward=rewards)
-            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, [])
+            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, truncations)
             obs = next_obs
 
             # Learn.

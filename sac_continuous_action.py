@@ -7,8 +7,8 @@ arXiv:1812.05905 (algorithm 1 is `train` and `SAC.update` below). Three steps fr
     python sac_continuous_action.py --env-id Hopper-v4
 
 trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates (and with --capture-video, films) a run. What keeps a run alive, whatever its algorithm
-(folder, logs, evaluation, checkpoints, signals), is in training/.
+`--evaluate runs/<run name>` evaluates a run, and films it with --capture-video. What keeps a run alive, whatever its algorithm
+(folder, logs, evaluation, checkpoints, signals), is in the package steadyrl/.
 """
 
 # /// script
@@ -24,16 +24,18 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from training import command_line
-from training.arguments import (
+from steadyrl import command_line
+from steadyrl.agent import Agent, training_mode
+from steadyrl.arguments import (
     Checkpoints,
     Count,
     CountOrAll,
@@ -41,7 +43,6 @@ from training.arguments import (
     Discount,
     Environment,
     Evaluating,
-    Expectile,
     Experiment,
     Fraction,
     Name,
@@ -49,10 +50,10 @@ from training.arguments import (
     Positive,
     Sizes,
 )
-from training.environments import check_finite, final_observations, make_envs
-from training.errors import UsageError
-from training.replay_buffer import ReplayBuffer, standard_normal
-from training.run import Run
+from steadyrl.environments import check_finite, final_observations
+from steadyrl.noise import standard_normal
+from steadyrl.replay_buffer import ReplayBuffer
+from steadyrl.run import Run
 
 LOG_STD_MIN, LOG_STD_MAX = -5, 2
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
@@ -92,12 +93,8 @@ class Learning:
     n_steps: Count = 1
     """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
     after the first are not corrected for the exploration in them)"""
-    critic_loss: Literal["mse", "huber", "expectile"] = "mse"
-    """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards; expectile weights the
-    square by the sign of the error, for a critic that overestimates (eval/q_bias above zero; arXiv:2406.04081)"""
-    expectile: Expectile = 0.3
-    """with --critic-loss expectile: the weight of errors whose target is above the estimate (0.5: the mean; below 0.5 the
-    critic estimates low)"""
+    critic_loss: Literal["mse", "huber"] = "mse"
+    """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards"""
     num_critics: Count = 2
     """critics; targets are computed with the smallest of their values (2: TD3's, against over-estimation; arXiv:1802.09477)"""
     reward_scale: Positive = 1.0
@@ -109,7 +106,7 @@ class Exploration:
     """How the agent explores."""
 
     alpha: NonNegative = 0.2
-    """temperature: the weight of the entropy beside the rewards (only with --no-autotune)"""
+    """temperature: the weight of the entropy against the rewards (only with --no-autotune)"""
     autotune: bool = True
     """learn the temperature, from 1 on: the entropy then tends to minus the number of action dimensions"""
 
@@ -133,11 +130,6 @@ class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating,
     """Train an agent, continue its training, or evaluate it."""
 
     exp_name: Name = Path(__file__).stem
-
-    def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Actions are a vector: a Box, which came here flat and with finite bounds."""
-        if not isinstance(action_space, gym.spaces.Box):
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a Box")
 
 
 def hidden_layers(inputs: int, normalization: str, args: Args) -> nn.Sequential:
@@ -172,12 +164,8 @@ class Actor(nn.Module):
         self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         self.log_std = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
-        low, high = action_space.low.astype(np.float32), action_space.high.astype(np.float32)
-        bias, scale = high / 2 + low / 2, high / 2 - low / 2
-        outside = (bias + scale > high) | (bias - scale < low)  # rounding may go beyond a bound, by one float
-        scale = np.where(outside, scale - np.spacing(np.maximum(abs(low), abs(high))), scale)
-        self.register_buffer("action_scale", torch.from_numpy(scale))
-        self.register_buffer("action_bias", torch.from_numpy(bias))
+        self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
+        self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
 
     def forward(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         x = self.hidden(obs)
@@ -191,58 +179,42 @@ class Actor(nn.Module):
         return torch.tanh(raw) * self.action_scale + self.action_bias, log_prob.sum(dim=1)
 
 
-class SAC:
-    """The agent: a stochastic actor, critics with a slowly moving target copy of each, and a temperature.
+class SAC(Agent):
+    """The agent: a stochastic actor, critics with a slowly moving target copy of each, and a temperature."""
 
-    Args:
-        observation_space, action_space: of one environment.
-        args: the hyperparameters.
-        device: where the networks live and learn.
-    """
+    args: Args
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
-        self.args, self.device = args, device
+        super().__init__(observation_space, action_space, args, device)
+        # In evaluation mode: batch normalisation uses its running statistics where `training_mode` does not say otherwise.
         self.batch_normalized = "batch" in (args.normalization, args.critic_normalization)
-        # In evaluation mode: batch normalisation uses its running statistics wherever `batch_mode` does not say otherwise.
         self.actor = Actor(observation_space, action_space, args).to(device).eval()
         critics = [Critic(observation_space, action_space, args) for _ in range(args.num_critics)]
         self.critics = nn.ModuleList(critics).to(device).eval()
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         alpha = torch.tensor(1.0 if args.autotune else args.alpha, dtype=torch.float64, device=device)
         self.log_alpha = nn.Parameter(alpha.log(), requires_grad=args.autotune)  # minus infinity for an alpha of 0
-        self.temperature = nn.ParameterDict({"log_alpha": self.log_alpha} if args.autotune else {})
+        temperature = nn.ParameterDict({"log_alpha": self.log_alpha} if args.autotune else {})
         self.target_entropy = -float(action_space.shape[0])
         capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
         adam = partial(torch.optim.AdamW, weight_decay=args.weight_decay, fused=True, capturable=capturable)
-        self.actor_optimizer = adam(self.actor.parameters(), lr=args.policy_lr)
-        self.critic_optimizer = adam(self.critics.parameters(), lr=args.q_lr)
-        self.alpha_optimizer = adam([self.log_alpha], lr=args.q_lr, weight_decay=0.0) if args.autotune else None
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """What a saved model consists of."""
-        return {name: getattr(self, name) for name in ("actor", "critics", "target_critics", "temperature")}
-
-    @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer, "alpha": self.alpha_optimizer}
-        return {name: optimizer for name, optimizer in optimizers.items() if optimizer}
-
-    def act(self, obs: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
-        """(N, O) observations and (N, A) standard normal noise to (N, A) float32 actions; the greedy ones without noise."""
-        inputs = (obs,) if noise is None else (obs, noise)
-        return self.policy(*(torch.as_tensor(values, device=self.device) for values in inputs)).cpu().numpy()
+        self.optimizers = {"actor": adam(self.actor.parameters(), lr=args.policy_lr)}
+        self.optimizers["critic"] = adam(self.critics.parameters(), lr=args.q_lr)
+        if args.autotune:
+            self.optimizers["alpha"] = adam([self.log_alpha], lr=args.q_lr, weight_decay=0.0)
+        self.networks = {"actor": self.actor, "critics": self.critics, "target_critics": self.target_critics}
+        self.networks["temperature"] = temperature
 
     @torch.no_grad()
     def policy(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """What `act` computes, on the device."""
+        """(N, O) observations and (N, A) standard normal noise to (N, A) actions; the greedy ones without noise."""
         return self.actor(obs, noise)[0]
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
         """What the critics expect of a greedy action, the smallest Q(s, mu(s)): (N, O) observations to (N,) values."""
-        obs = torch.as_tensor(obs, device=self.device)
-        return smallest_q_value(self.critics, obs, self.actor(obs)[0]).cpu().numpy()
+        observations = self.tensor(obs)
+        return smallest_q_value(self.critics, observations, self.actor(observations)[0]).cpu().numpy()
 
     @torch.no_grad()
     def state_value(self, obs: np.ndarray) -> np.ndarray:
@@ -250,17 +222,18 @@ class SAC:
 
         The mean over eight actions, always of the same noise, with mean 0 and variance 1. Evaluation needs it for q_bias.
         """
-        obs = torch.as_tensor(obs, device=self.device)
-        noise = np.random.default_rng(0).standard_normal((8, 1, len(self.actor.action_bias)))
-        noise = torch.as_tensor((noise - noise.mean(axis=0)) / noise.std(axis=0), dtype=obs.dtype, device=self.device)
-        return sum(self.soft_value(self.critics, obs, row.expand(len(obs), -1))[0] for row in noise).div(8).cpu().numpy()
+        observations = self.tensor(obs)
+        drawn = np.random.default_rng(0).standard_normal((8, 1, len(self.actor.action_bias)))
+        noise = torch.as_tensor((drawn - drawn.mean(axis=0)) / drawn.std(axis=0), dtype=torch.float32, device=self.device)
+        values = [self.soft_value(self.critics, observations, row.expand(len(obs), -1))[0] for row in noise]
+        return (sum(values[1:], start=values[0]) / len(values)).cpu().numpy()
 
     def soft_value(self, critics: nn.ModuleList, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of an action a drawn from pi(.|s): min Q(s, a) - alpha log pi(a|s) (1801.01290, equation 3), and log pi(a|s)."""
         action, log_prob = self.actor(obs, noise)
         return smallest_q_value(critics, obs, action) - self.log_alpha.exp().detach() * log_prob, log_prob
 
-    def critic_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def critic_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the critics' mean losses of the TD errors (1812.05905, equation 5), and the (critics, B) values Q(s, a).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
@@ -271,23 +244,18 @@ class SAC:
             discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
             td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
         q_values = torch.stack([critic(batch.observations, batch.actions) for critic in self.critics])
-        return sum(self.td_loss(values, td_target) for values in q_values), q_values
+        td_loss = F.smooth_l1_loss if self.args.critic_loss == "huber" else F.mse_loss
+        first, *others = (td_loss(values, td_target) for values in q_values)
+        return sum(others, start=first), q_values
 
-    def td_loss(self, q_values: torch.Tensor, td_target: torch.Tensor) -> torch.Tensor:
-        """The mean over a batch, (B,), of what --critic-loss makes of a TD error."""
-        if self.args.critic_loss == "huber":
-            return F.smooth_l1_loss(q_values, td_target)
-        if self.args.critic_loss == "expectile":
-            weights = torch.where(td_target > q_values, self.args.expectile, 1 - self.args.expectile)
-            return (2 * weights * (td_target - q_values) ** 2).mean()
-        return F.mse_loss(q_values, td_target)
-
-    def actor_loss(self, batch, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def actor_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Minus the mean soft value of the actor's own actions (1801.01290, equation 12), and their (B,) log probabilities."""
         values, log_prob = self.soft_value(self.critics, batch.observations, noise)
         return -values.mean(), log_prob
 
-    def update(self, batch, noise: torch.Tensor, update_policy: bool, update_targets: bool = True) -> dict[str, torch.Tensor]:
+    def update(
+        self, batch: ReplayBufferSamples, noise: torch.Tensor, update_policy: bool, update_targets: bool = True
+    ) -> dict[str, torch.Tensor]:
         """One step of the critics and, if asked, `policy_frequency` of the actor and the temperature, and one of the targets.
 
         `noise`, (1 + policy_frequency, B, A) standard normal, is for the critics' targets, then for each step of the actor.
@@ -295,54 +263,21 @@ class SAC:
         Returns:
             detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
         """
-        self.batch_mode(True, *self.critics)
-        q_loss, q_values = self.critic_loss(batch, noise[0])
-        self.batch_mode(False, *self.critics)
-        descend(q_loss, self.critic_optimizer)
+        with training_mode(self.critics, self.batch_normalized):
+            q_loss, q_values = self.critic_loss(batch, noise[0])
+        descend(q_loss, self.optimizers["critic"])
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
-        if update_policy:
-            self.batch_mode(True, self.actor)
-            for actor_noise in noise[1:]:  # as many as were left out before
+        for actor_noise in noise[1:] if update_policy else ():  # as many times as it was left out before
+            with training_mode(self.actor, self.batch_normalized):
                 actor_loss, log_prob = self.actor_loss(batch, actor_noise)
-                descend(actor_loss, self.actor_optimizer)
-                if self.args.autotune:  # 1812.05905, equation 18
-                    alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
-                    descend(alpha_loss, self.alpha_optimizer)
-            self.batch_mode(False, self.actor)
-            losses["actor_loss"] = actor_loss.detach()
-            losses["alpha"] = self.log_alpha.detach().exp()
+            descend(actor_loss, self.optimizers["actor"])
+            if self.args.autotune:  # 1812.05905, equation 18
+                alpha_loss = -self.log_alpha.exp() * (log_prob.detach().mean() + self.target_entropy)
+                descend(alpha_loss, self.optimizers["alpha"])
+            losses |= {"actor_loss": actor_loss.detach(), "alpha": self.log_alpha.detach().exp()}
         if update_targets:
-            self.update_targets()
+            move(self.target_critics, self.critics, self.args.tau)
         return losses
-
-    def batch_mode(self, on: bool, *networks: nn.Module) -> None:
-        """Have batch normalisation use the statistics of the batch, or the running ones (other layers ignore the mode)."""
-        if self.batch_normalized:
-            nn.ModuleList(networks).train(on)
-
-    @torch.no_grad()
-    def update_targets(self) -> None:
-        """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
-        networks = self.networks
-        for name in [name for name in networks if f"target_{name}" in networks]:
-            online, target = networks[name], networks[f"target_{name}"]
-            torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), self.args.tau)
-            if self.batch_normalized:
-                for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
-                    target_buffer.copy_(buffer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the networks and of the optimisers."""
-        parts = {"networks": self.networks, "optimizers": self.optimizers}
-        return {kind: {name: part.state_dict() for name, part in members.items()} for kind, members in parts.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`, but keep this agent's own learning rates."""
-        for name, network in self.networks.items():
-            network.load_state_dict(state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
-            optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
 
 def smallest_q_value(critics: Iterable[nn.Module], obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
@@ -357,53 +292,51 @@ def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def train(args: Args) -> Path:
-    """Algorithm 1 of Haarnoja et al. (1812.05905), then an evaluation of the best model.
+@torch.no_grad()
+def move(target: nn.Module, online: nn.Module, tau: float) -> None:
+    """Polyak averaging, target <- (1 - tau) target + tau online; running statistics are copied."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), tau)
+    for target_buffer, buffer in zip(target.buffers(), online.buffers(), strict=True):
+        target_buffer.copy_(buffer)
 
-    Returns:
-        the run folder.
+
+def train(args: Args) -> Path:
+    """Algorithm 1 of Haarnoja et al. (1812.05905), then an evaluation of the best model. Returns the run's folder.
 
     Raises:
         UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if an action, an observation, a reward, a loss or a weight is not finite, if the disk stays full,
-            or if a process of the asynchronous environments fails.
+        TrainingError: if the run cannot go on: a value is not finite, the disk stays full, an environment fails.
         Stopped: after a checkpoint, if a signal asked for it.
     """
-    with Run(args) as run, closing(make_envs(args, run.folder.name)) as envs:
+    with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = SAC(*spaces, args, run.device)
-        # Only terminations are stored: a time limit is no terminal state.
-        options = {"n_steps": args.n_steps, "gamma": args.gamma, "handle_timeout_termination": False}
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, **options)
-        envs.reset(seed=args.seed)
-        run.resume(environments=envs, agent=agent, replay_buffer=rb)
+        n_step = {"n_steps": args.n_steps, "gamma": args.gamma}
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, random=run.random, **n_step)
+        run.resume(agent, envs, rb)  # a checkpoint is these; a resumed run has them restored
+        agent = run.accelerated(agent)  # compiled or captured at its first real calls
         obs = envs.observations
-        batch, noise_shape = rb.example_batch(args.batch_size), (1 + args.policy_frequency, args.batch_size, *spaces[1].shape)
-        noise, cycle = torch.zeros(noise_shape, device=run.device), range(args.policy_frequency * args.target_network_frequency)
-        flags = {(n % args.policy_frequency == 0, n % args.target_network_frequency == 0) for n in cycle}
-        examples = [{"batch": batch, "noise": noise, "update_policy": p, "update_targets": t} for p, t in sorted(flags)]
-        agent = run.begin(agent, acting=(obs, np.zeros(envs.action_space.shape, np.float32)), learning=examples)
 
         while run.unfinished:
             # Act: uniformly at random at first, then what the policy draws.
             if run.global_step < args.learning_starts:
                 actions = envs.action_space.sample().astype(np.float32)
             else:
-                actions = agent.act(obs, np.random.standard_normal(envs.action_space.shape).astype(np.float32))
+                actions = agent.act(obs, run.random.standard_normal(envs.action_space.shape).astype(np.float32))
             check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 
-            # Store: next_obs of an ended episode is the first of the next one, not its successor.
+            # Store: next_obs of an ended episode is the first of the next one, not its successor. Only terminations are done.
             successors = final_observations(next_obs, infos)
             check_finite(run.global_step, observation=successors, reward=rewards)
-            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, [])
+            rb.add(obs, successors, actions, rewards * args.reward_scale, terminations, truncations)
             obs = next_obs
 
             # Learn.
             for update in run.updates_due():
                 batch = rb.sample(args.batch_size)
-                noise = standard_normal(noise_shape, run.device)
+                noise = standard_normal(run.random, (1 + args.policy_frequency, *batch.actions.shape), run.device)
                 policy, targets = update % args.policy_frequency == 0, update % args.target_network_frequency == 0
                 run.record(agent.update(batch, noise=noise, update_policy=policy, update_targets=targets))
             run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import ddpg_continuous_action as ddpg  # noqa: E402
-from training.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
-from training.environments import make_env  # noqa: E402
+from steadyrl.checkpoints import load_checkpoint, save_checkpoint  # noqa: E402
+from steadyrl.environments import make_env  # noqa: E402
 
 
 def main(folder: Path = ROOT / "runs", transitions: int = 1_000_000) -> None:

@@ -15,10 +15,10 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from training.errors import UsageError  # noqa: E402
-from training.evaluation import FINAL_EVALUATION_SEED  # noqa: E402
-from training.files import replace_file  # noqa: E402
-from training.policies import load_agent  # noqa: E402
+from steadyrl.errors import UsageError  # noqa: E402
+from steadyrl.evaluation import FINAL_EVALUATION_SEED  # noqa: E402
+from steadyrl.files import replace_file  # noqa: E402
+from steadyrl.policies import load_agent  # noqa: E402
 
 MOST_BYTES = 500_000
 SECONDS, FRAMES_PER_SECOND = 6.0, 12.5  # browsers round the time of a frame to hundredths of a second

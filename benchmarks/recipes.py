@@ -28,8 +28,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import sweep  # noqa: E402
-from training.checkpoints import load_checkpoint  # noqa: E402
-from training.errors import UsageError  # noqa: E402
+from steadyrl.checkpoints import load_checkpoint  # noqa: E402
+from steadyrl.errors import UsageError  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
 CURVES = ROOT / "benchmarks" / "results" / "curves"

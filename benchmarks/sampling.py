@@ -19,7 +19,7 @@ import tyro
 from stable_baselines3.common import buffers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from training import replay_buffer
+from steadyrl import replay_buffer
 
 
 def main(cuda: bool = False, transitions: int = 1_000_000, batch_size: int = 256, repeats: int = 2000) -> None:

@@ -116,7 +116,7 @@ def arguments(side: str, steps: int, options: Options):
         num_threads=options.threads,
     )
     # Imported after the script: a script of another folder brings its own.
-    return importlib.import_module("training.arguments").parse_args(script.Args, flags, args) if flags else args
+    return importlib.import_module("steadyrl.arguments").parse_args(script.Args, flags, args) if flags else args
 
 
 def train(side: str, count, options: Options) -> None:
@@ -226,8 +226,8 @@ def steps_a_product(num_envs: int, options: Options) -> float:
 
 def profile(options: Options) -> None:
     """Print the microseconds that each part of the loop takes, per call and per step, inner parts indented."""
-    import training.environments
-    import training.run
+    import steadyrl.environments
+    import steadyrl.run
 
     script = importlib.import_module(options.script)
     agent = getattr(script, AGENTS[options.script])
@@ -235,7 +235,7 @@ def profile(options: Options) -> None:
     args.final_episodes = 1
     parts = {
         "act": (agent, "act"),
-        "environments": (training.environments.TrainingEnvs, "step"),
+        "environments": (steadyrl.environments.TrainingEnvs, "step"),
         "check of finiteness": (script, "check_finite"),
         "store": (script.ReplayBuffer, "add"),
         "sample": (script.ReplayBuffer, "sample"),
@@ -245,7 +245,7 @@ def profile(options: Options) -> None:
         "  loss": (agent, "q_loss"),
         "  gradients and Adam": (script, "descend"),
         "  Polyak": (agent, "update_targets"),
-        "log": (training.run.Run, "end_step"),
+        "log": (steadyrl.run.Run, "end_step"),
     }
     parts = {name: part for name, part in parts.items() if hasattr(*part)}
     if args.accelerate != "eager":  # what is inside one compiled function has no time of its own
@@ -270,7 +270,7 @@ def profile(options: Options) -> None:
     for name, (owner, attribute) in parts.items():
         if name not in ("act", "update"):
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
-    build, training.run.accelerate = training.run.accelerate, accelerate
+    build, steadyrl.run.accelerate = steadyrl.run.accelerate, accelerate
     begin = time.perf_counter()
     script.train(args)
     whole = 1e6 * (time.perf_counter() - begin) / PROFILED_STEPS
@@ -288,9 +288,9 @@ def break_even(options: Options) -> None:
     import numpy as np
 
     import ddpg_continuous_action as ddpg
-    from training.acceleration import accelerate
-    from training.environments import make_env
-    from training.setup import set_up_torch
+    from steadyrl.acceleration import accelerate
+    from steadyrl.environments import make_env
+    from steadyrl.setup import set_up_torch
 
     args = arguments("compile", 10**9, options)
     device, env = set_up_torch(args), make_env(args)
@@ -383,7 +383,7 @@ def machine(options: Options) -> str:
 
 def compare(num_envs: int, fill: int, options: Options) -> None:
     """Measure all sides in alternation, print the table and append it to the results."""
-    from training.setup import versions
+    from steadyrl.setup import versions
 
     rates = defaultdict(list)
     names = options.sides if options.cuda else (*options.sides, "limit")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training import checkpoints
+from steadyrl import checkpoints
 
 
 def sha(value) -> str:

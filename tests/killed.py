@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-from training import checkpoints, evaluation, run  # noqa: E402
+from steadyrl import checkpoints, evaluation, run  # noqa: E402
 
 script = importlib.import_module(os.environ.get("SCRIPT", "ddpg_continuous_action"))
 agent = next(value for name, value in vars(script).items() if name in ("DDPG", "SAC", "DQN"))

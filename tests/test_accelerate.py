@@ -22,8 +22,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from test_train import digest
 
 import ddpg_continuous_action as ddpg
-from training import acceleration, setup
-from training.replay_buffer import standard_normal
+from steadyrl import acceleration, setup
+from steadyrl.replay_buffer import standard_normal
 
 # As of the runs that test_resume.py compiles: what one test compiled, the next finds in torch's cache.
 COMPILED_ONCE = {"env_id": "Pendulum-v1", "hidden_sizes": (32,), "batch_size": 32}
@@ -230,7 +230,7 @@ def test_what_a_killed_compilation_left_is_compiled_again(tmp_path):
     program, cache = tmp_path / "program.py", tmp_path / "cache"
     program.write_text(
         "import torch\n"
-        "from training.acceleration import compile_function\n"
+        "from steadyrl.acceleration import compile_function\n"
         "torch._inductor.config.cpp_cache_precompile_headers = False\n"
         "x = torch.ones(3)\n"
         "print(compile_function(lambda x: x.exp(), [x])(x))\n"

@@ -18,9 +18,9 @@ from helpers import ROOT, quick_args
 from processes import run_script
 
 import ddpg_continuous_action as ddpg
-from training import environments, errors, replay_buffer
-from training.arguments import parse_args
-from training.evaluation import results_of
+from steadyrl import environments, errors, replay_buffer
+from steadyrl.arguments import parse_args
+from steadyrl.evaluation import results_of
 
 
 def script(*arguments: str, cwd: Path, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess:

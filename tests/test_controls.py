@@ -10,9 +10,9 @@ from test_ddpg import ACTIONS, OBS, batch_of
 from test_replay import Idle, stored
 
 import ddpg_continuous_action as ddpg
-import training.run
-from training import environments, evaluation
-from training.arguments import parse_args
+import steadyrl.run
+from steadyrl import environments, evaluation
+from steadyrl.arguments import parse_args
 
 
 def agent_with(**changes) -> ddpg.DDPG:
@@ -288,7 +288,7 @@ def test_target_return_ends_training_at_the_evaluation_that_reaches_it(run, monk
     def evaluations(*_, **__):
         return evaluation.Evaluation(np.array([next(means)]), np.array([1]), 0.0)
 
-    monkeypatch.setattr(training.run, "evaluate", evaluations)
+    monkeypatch.setattr(steadyrl.run, "evaluate", evaluations)
     parts = run(quick_args(eval_frequency=100, target_return=5.0))
     assert [step for step, _ in parts.scalars["eval/episodic_return"]] == [100, 200]
     assert parts.rb.pos == 200

@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from test_ddpg import NumpyDDPG
 
 import dqn
-from training import environments, errors
+from steadyrl import environments, errors
 
 OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.Discrete(4)
 

@@ -18,9 +18,9 @@ from test_faults import TOY, steps_of
 from test_resume import SHORT, only_run, run_killed
 
 import ddpg_continuous_action as ddpg
-import training.logs
-import training.run
-from training import checkpoints, command_line, environments, episodes
+import steadyrl.logs
+import steadyrl.run
+from steadyrl import checkpoints, command_line, environments, episodes
 
 REPLAYS = {
     "Pendulum-like": "plain",
@@ -233,14 +233,14 @@ def test_a_log_is_never_silent(run, monkeypatch, capsys):
     """By this clock a step takes half a second, so a line is due every 120 steps."""
     made = []
 
-    class Watched(training.run.Run):
+    class Watched(steadyrl.run.Run):
         def __init__(self, args):
             self.global_step = 0
             made.append(self)
             super().__init__(args)
 
     clock = SimpleNamespace(perf_counter=lambda: made[0].global_step / 2, time=time.time)
-    for room in (training.run, training.logs):
+    for room in (steadyrl.run, steadyrl.logs):
         monkeypatch.setattr(room, "time", clock)
     monkeypatch.setattr(ddpg, "Run", Watched)
     run(quick_args(total_timesteps=300, env_id="Counter-v0"))

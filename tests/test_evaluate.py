@@ -8,7 +8,7 @@ import torch
 from helpers import quick_args
 
 import ddpg_continuous_action as ddpg
-from training import command_line, environments, errors, evaluation
+from steadyrl import command_line, environments, errors, evaluation
 
 
 def agent_for(args: ddpg.Args, value=None) -> ddpg.DDPG:

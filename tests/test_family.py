@@ -22,8 +22,8 @@ from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # no
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from training import acceleration, command_line, setup
-from training.arguments import parse_args
+from steadyrl import acceleration, command_line, setup
+from steadyrl.arguments import parse_args
 
 SCRIPTS = sorted(f"{script.__name__}.py" for script in AGENTS)
 

@@ -33,9 +33,9 @@ from test_arguments import Malicious, main_in_this_process, refused, script
 from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # noqa: F401
 
 import ddpg_continuous_action as ddpg
-import training.run
-from training import checkpoints, command_line, environments, errors, files, setup
-from training.signals import SAVE_SIGNALS, STOP_SIGNALS
+import steadyrl.run
+from steadyrl import checkpoints, command_line, environments, errors, files, setup
+from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS
 
 PENDULUM = f"--env-id Pendulum-v1 --num-envs 1 {SHORT}"
 TOY = "--env-id toys:Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --buffer-size 1000 --batch-size 16 --no-cuda"
@@ -315,7 +315,7 @@ def test_a_full_disk_is_survived(run, monkeypatch, capsys):
             kept.append(steps_of(folder))
             assert checkpoints.load_checkpoint(folder) is not None
 
-    monkeypatch.setattr(training.run, "save_checkpoint", save)
+    monkeypatch.setattr(steadyrl.run, "save_checkpoint", save)
     run(args)
     assert kept == [[50], [50], [50], [200], [250], [300]]
     assert capsys.readouterr().out.count("No space left on device") == 2
@@ -414,7 +414,7 @@ def test_writing_takes_no_second_replay_buffer(tmp_path):
     code = """
 import resource, numpy as np
 from gymnasium.spaces import Box
-from training import checkpoints, replay_buffer
+from steadyrl import checkpoints, replay_buffer
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in kB
 box = Box(-1, 1, (50,), np.float32)
 rb = replay_buffer.ReplayBuffer(200_000, box, box, "cpu")

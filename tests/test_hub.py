@@ -24,8 +24,8 @@ from test_arguments import main_in_this_process, refused, script
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from training import hub
-from training.arguments import parse_args
+from steadyrl import hub
+from steadyrl.arguments import parse_args
 
 TOY = "--env-id toys:Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --batch-size 16 --eval-frequency 100"
 

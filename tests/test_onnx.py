@@ -14,8 +14,8 @@ from test_arguments import main_in_this_process, refused
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from training import policies
-from training.environments import make_env
+from steadyrl import policies
+from steadyrl.environments import make_env
 
 POLICIES = {
     "ddpg": (ddpg, {"env_id": "Hopper-v5"}),

@@ -16,9 +16,9 @@ from helpers import AGENTS, ROOT, quick_args
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from training.errors import UsageError
-from training.evaluation import FINAL_EVALUATION_SEED
-from training.policies import load_agent, load_args
+from steadyrl.errors import UsageError
+from steadyrl.evaluation import FINAL_EVALUATION_SEED
+from steadyrl.policies import load_agent, load_args
 
 RUNS = {
     "ddpg": (ddpg, {"env_id": "toys:MatrixActionSpaces-v0", "normalization": "batch"}),
@@ -92,7 +92,7 @@ def test_the_readmes_lines_play_an_episode(run, tmp_path):
     """As they stand, in a process of its own, with the run's folder for `runs/<run name>`."""
     run_dir = run(quick_args(dqn, env_id="CartPole-v1")).run_dir
     readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(from training.policies import load_agent\n.*?)```", readme, re.DOTALL)
+    (code,) = re.findall(r"```python\n(from steadyrl.policies import load_agent\n.*?)```", readme, re.DOTALL)
     code = code.replace("runs/<run name>", str(run_dir)) + "print(terminated or truncated)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)

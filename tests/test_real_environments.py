@@ -13,7 +13,7 @@ from test_arguments import script
 from test_end_to_end import egl_renders
 from test_resume import only_run, run_killed
 
-from training import environments
+from steadyrl import environments
 
 TASKS = [
     "gymnasium_robotics:PointMaze_UMaze-v3",  # a Dict of observations

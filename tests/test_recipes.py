@@ -12,8 +12,8 @@ from PIL import Image
 from test_faults import PENDULUM
 from test_resume import run_killed
 
-from training.arguments import check_args, parse_args
-from training.checkpoints import load_checkpoint
+from steadyrl.arguments import check_args, parse_args
+from steadyrl.checkpoints import load_checkpoint
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import family

@@ -9,8 +9,8 @@ from test_ddpg import ACTIONS, OBS, NumpyDDPG, batch_of
 from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
 
 import sac_continuous_action as sac
-from training import environments, errors, evaluation
-from training.arguments import parse_args
+from steadyrl import environments, errors, evaluation
+from steadyrl.arguments import parse_args
 
 
 def agent_with(**changes) -> sac.SAC:

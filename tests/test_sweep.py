@@ -18,7 +18,7 @@ from helpers import ROOT
 from one_node_slurm import jobs_of_slurm, wait_for
 
 import sweep
-from training import environments
+from steadyrl import environments
 
 QUICK = ROOT / "tests" / "quick_script.py"
 SCRIPT = ROOT / "ddpg_continuous_action.py"

@@ -12,8 +12,8 @@ import torch
 from helpers import quick_args
 
 import ddpg_continuous_action as ddpg
-import training.run
-from training import command_line, environments, errors, evaluation, models, setup
+import steadyrl.run
+from steadyrl import command_line, environments, errors, evaluation, models, setup
 
 
 def digest(parts) -> str:
@@ -145,7 +145,7 @@ def test_the_best_model_is_that_of_the_best_evaluation(run, monkeypatch):
         seen.append(agent.actor.hidden[0].weight.detach().clone())
         return evaluation.Evaluation(np.array([(1.0, 3.0, 2.0, 0.0)[len(seen) - 1]]), np.array([1]), 0.0)
 
-    monkeypatch.setattr(training.run, "evaluate", evaluate)
+    monkeypatch.setattr(steadyrl.run, "evaluate", evaluate)
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     parts = run(quick_args(eval_frequency=100, learning_starts=50))
     best = torch.load(parts.run_dir / "best_model.pt", weights_only=True)["actor"]["hidden.0.weight"]

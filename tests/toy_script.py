@@ -18,7 +18,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from training.arguments import Checkpoints, Count, Environment, Evaluating, Experiment
+from steadyrl.arguments import Checkpoints, Count, Environment, Evaluating, Experiment
 
 
 @dataclass

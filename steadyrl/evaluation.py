@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from training.arguments import Args
-from training.environments import make_env
-from training.errors import Stopped, TrainingError
-from training.files import unused, write_json
-from training.models import load_model, saved_models
-from training.setup import versions
-from training.signals import Signals
+from steadyrl.agent import Agent
+from steadyrl.arguments import RunArgs
+from steadyrl.environments import make_env
+from steadyrl.errors import Stopped, TrainingError
+from steadyrl.files import unused, write_json
+from steadyrl.models import load_model, saved_models
+from steadyrl.record import versions
+from steadyrl.signals import Signals
 
 EVALUATION_SEED = 10_000  # first seed of the evaluations while training: the same starts each time, so rows compare
 FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best model was chosen on the others
@@ -35,8 +36,8 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    agent,
-    args: Args,
+    agent: Agent,
+    args: RunArgs,
     episodes: int,
     seed: int,
     video_folder: Path | None = None,
@@ -50,9 +51,8 @@ def evaluate(
     episode cut off by a time limit would have gone on, so there the return is completed with the critic's own value
     of the last observation; close to such an end the two share their error, and q_bias shows less of it.
 
-    A critic may count more than a greedy episode shows (its policy's noise, a bonus beside the rewards). Such an agent has
-    `state_value(obs)`, what the critic expects from a state: what that has beyond `value` is added to each return that
-    follows, so that q_bias is zero for a critic that is right.
+    A critic may count more than a greedy episode shows (its policy's noise, a bonus on top of the rewards). What the agent's
+    `state_value` has beyond its `value` is added to each return that follows: q_bias is zero for a critic that is right.
 
     Returns:
         undiscounted returns (episodes,), lengths in steps (episodes,) and q_bias.
@@ -75,7 +75,7 @@ def evaluate(
             rewards.append(float(reward))
         observations = np.stack(observations)
         values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
-        expected = agent.state_value(observations) / args.reward_scale if hasattr(agent, "state_value") else values
+        expected = agent.state_value(observations) / args.reward_scale
         surplus = (expected - values).tolist()
         discounted_return = 0.0 if terminated else float(expected[-1])
         for step in reversed(range(len(rewards))):
@@ -97,7 +97,7 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def final_evaluation(
-    agent, args: Args, folder: Path, global_step: int | None = None, signals: Signals | None = None
+    agent: Agent, args: RunArgs, folder: Path, global_step: int | None = None, signals: Signals | None = None
 ) -> Evaluation:
     """Evaluate the run's best model (its latest if none was kept) on fresh starts, print the result and write it to the folder.
 

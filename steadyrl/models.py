@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from training.errors import TrainingError, UsageError
-from training.files import replace_file
+from steadyrl.agent import Agent
+from steadyrl.errors import TrainingError, UsageError
+from steadyrl.files import replace_file
 
 
 def saved_models(folder: Path) -> list[Path]:
@@ -14,14 +15,14 @@ def saved_models(folder: Path) -> list[Path]:
     return [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
 
 
-def check_weights(agent) -> None:
+def check_weights(agent: Agent) -> None:
     """Raise a TrainingError if a weight is not finite, before anything good is overwritten."""
     for name, network in agent.networks.items():
         if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
             raise TrainingError(f"the weights of {name} are not finite: the models saved before are kept")
 
 
-def save_model(agent, path: Path) -> None:
+def save_model(agent: Agent, path: Path) -> None:
     """Write the networks so that a reader finds the old file or the whole new one, never a part.
 
     Raises:
@@ -31,7 +32,7 @@ def save_model(agent, path: Path) -> None:
     replace_file(path, partial(torch.save, {name: network.state_dict() for name, network in agent.networks.items()}))
 
 
-def load_model(agent, path: Path) -> None:
+def load_model(agent: Agent, path: Path) -> None:
     """Load what `save_model` wrote; `weights_only` keeps a forged file from running code.
 
     Raises:

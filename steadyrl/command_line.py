@@ -12,23 +12,26 @@ from typing import Any
 
 from tqdm import tqdm
 
-from training.arguments import Args, parse_args
-from training.environments import check, make_env
-from training.errors import Stopped, TrainingError, UploadError, UsageError
-from training.evaluation import Evaluation, final_evaluation
-from training.hub import check_upload, upload
-from training.models import saved_models
-from training.policies import export_onnx, load_args
-from training.setup import set_up_torch
+from steadyrl.agent import Agent
+from steadyrl.arguments import A, RunArgs, parse_args
+from steadyrl.checks import check
+from steadyrl.device import set_up_device
+from steadyrl.environments import make_env
+from steadyrl.errors import Stopped, TrainingError, UploadError, UsageError
+from steadyrl.evaluation import Evaluation, final_evaluation
+from steadyrl.hub import check_upload, upload
+from steadyrl.models import saved_models
+from steadyrl.policies import export_onnx
+from steadyrl.record import load_args
 
-# What `--evaluate` and `--resume` take beside the saved arguments. Anything else would make it another run.
+# What `--evaluate` and `--resume` take on top of the saved arguments. Anything else would make it another run.
 EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
 RESUME_MAY_CHANGE |= {"final_episodes", "track", "capture_video", "num_threads", "accelerate"}
 RESUME_MAY_CHANGE |= {"output", "upload_model", "hf_entity"}
 
 
-def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> Args:
+def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> A:
     """The arguments of the saved run that `flag` names, with the changes that the command line makes to them.
 
     Raises:
@@ -48,14 +51,14 @@ def parse_saved_args(args_class: type, argv: list[str], flag: str, run_dir: Path
     return args
 
 
-def evaluate_run(args: Args, agent_class: type) -> Evaluation:
+def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
     """Evaluate the saved model of the run `args.evaluate`, as at the end of training, and export it if asked."""
     check(args)
     models = saved_models(args.evaluate)
     if not models:
         raise UsageError(f"--evaluate {args.evaluate}: must hold a best_model.pt or a model.pt")
     with contextlib.closing(make_env(args)) as env:
-        agent = agent_class(env.observation_space, env.action_space, args, set_up_torch(args))
+        agent = agent_class(env.observation_space, env.action_space, args, set_up_device(args))
     evaluation = final_evaluation(agent, args, args.evaluate)
     if args.export:
         export_onnx(agent, env, models[0])
@@ -88,8 +91,8 @@ class Script:
         train: called with the arguments; returns the run's folder.
     """
 
-    args_class: type
-    agent_class: type
+    args_class: type[RunArgs]
+    agent_class: type[Agent]
     train: Callable[[Any], Path]
 
     def __call__(self) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import itertools
+import shutil
 import threading
 import time
 import unittest.mock
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +17,9 @@ from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.arguments import Args
-from training.files import WriteOrWarn
+from steadyrl.arguments import RunArgs
+from steadyrl.errors import UsageError
+from steadyrl.files import WriteOrWarn
 
 SILENCE = 60.0  # seconds between two lines where no progress bar is shown
 
@@ -31,11 +34,10 @@ class Log:
         write_or_warn: counts writes that fail.
 
     Attributes:
-        row_time: when the latest row of losses was written; later by the pauses since then, which charts/SPS leaves out.
         status: the latest return and evaluation, as the progress bar shows them.
     """
 
-    def __init__(self, args: Args, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
+    def __init__(self, args: RunArgs, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
         self.args = args
         self.writer = EventWriter(folder, global_step, write_or_warn)
         self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", dynamic_ncols=True, disable=None)
@@ -46,6 +48,16 @@ class Log:
     def close(self) -> None:
         self.bar.close()
         self.writer.close()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what is done meanwhile out of every speed: it is no training."""
+        begin = time.perf_counter()
+        yield
+        pause = time.perf_counter() - begin
+        self.row_time, self.line_time = self.row_time + pause, self.line_time + pause
+        if not self.bar.disable:
+            self.bar.start_t, self.bar.last_print_t = self.bar.start_t + pause, self.bar.last_print_t + pause
 
     def hyperparameters(self) -> None:
         """Log the arguments."""
@@ -133,3 +145,29 @@ class EventWriter(SummaryWriter):
         with contextlib.suppress(OSError):
             super().close()
         threading.excepthook = self.excepthook
+
+
+def start_wandb(args: RunArgs, folder: Path) -> None:
+    """Start Weights and Biases, before our TensorBoard writer is made: it patches TensorBoard to receive what is logged there.
+
+    Raises:
+        UsageError: if it does not start; a new run's folder is removed.
+    """
+    import wandb
+
+    try:
+        wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            name=folder.name,
+            id=folder.name,
+            resume="allow",
+            dir=args.output,
+            config=dataclasses.asdict(args),
+            sync_tensorboard=True,
+            save_code=True,
+        )
+    except wandb.Error as error:
+        if args.resume is None:
+            shutil.rmtree(folder)
+        raise UsageError(f"--track True: Weights and Biases did not start: {error}") from error

@@ -21,9 +21,9 @@ from statistics import mean
 from typing import Any
 
 import filelock
-
 import sweep
-from training.errors import UsageError
+
+from steadyrl.errors import UsageError
 
 
 @dataclass

@@ -1,18 +1,27 @@
 """Checkpoints: one file each, written completely or not at all, and read without running code.
 
 A checkpoint is `checkpoints/<global_step>.<SHA-256 of the file>.pt`: its name tells whether its content is undamaged.
-The content is a dict of tensors and plain values; nothing here depends on what they mean.
+The content is a dict of tensors and plain values, and "format", the number of the version of its shape.
 """
 
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from training.errors import UsageError
-from training.files import sync_folder, write_file
+from steadyrl.errors import UsageError
+from steadyrl.files import sync_folder, write_file
+
+FORMAT = 2
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: torch's protocol of this name, with tensors and plain values alone."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def sha256(path: Path) -> str:
@@ -48,7 +57,7 @@ def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep:
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{global_step:012d}.pt.tmp"
     try:
-        write_file(unfinished, partial(torch.save, state))
+        write_file(unfinished, partial(torch.save, state | {"format": FORMAT}))
         place = folder / f"{global_step:012d}.{sha256(unfinished)}.pt"
         unfinished.rename(place)
         sync_folder(folder)
@@ -76,9 +85,13 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         try:
             if not is_whole(path):
                 raise ValueError("it is not as it was written")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # damaged and forged files raise errors of many types
-            print(f"checkpoint {path} is damaged and passed over ({' '.join(str(error).split())[:100]})")
+            print(f"checkpoint {path} is damaged and skipped ({' '.join(str(error).split())[:100]})")
+            continue
+        if state.get("format", 1) > FORMAT:
+            raise UsageError(f"--resume {folder.parent}: its checkpoints are of a newer version: resume it with that")
+        return state if "format" in state else from_format_1(state)
     if checkpoints:
         raise UsageError(f"--resume {folder.parent}: must hold a whole checkpoint, and all of them are damaged")
     if any(folder.glob("[0-9]*/state.pt")):
@@ -86,3 +99,19 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             f"--resume {folder.parent}: its checkpoints are folders, as an older version wrote them: resume it with that"
         )
     return None
+
+
+def from_format_1(state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of version 0.2 would be in this one.
+
+    It has NumPy's global generator for the run's own. Where episodes were cut off it left to be seen from the observations:
+    the next row starts elsewhere.
+    """
+    parts = {name: state[name] for name in ("run", "agent", "environments", "replay_buffer")}
+    name, key, pos, has_gauss, gauss = state["generators"]["numpy"]
+    random = {"bit_generator": name, "state": {"key": key, "pos": pos}, "has_gauss": has_gauss, "gauss": gauss}
+    transitions, size = state["replay_buffer"]["transitions"], state["environments"]["observations"].shape[1]
+    starts, successors = transitions[..., :size], transitions[..., -size - 2 : -2]
+    cut = (starts.roll(-1, dims=0) != successors).any(dim=-1) & (transitions[..., -2] == 0)
+    replay_buffer = state["replay_buffer"] | {"timeouts": cut.float()}
+    return parts | {"replay_buffer": replay_buffer, "random": random, "others": {"noise": state.get("noise")}}

@@ -1,29 +1,38 @@
 """Everything about a run that is not its algorithm: its folder, its clock, its logs, and how it stops and resumes."""
 
 import contextlib
+import random
 import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from training.acceleration import accelerate, choose_mode
-from training.arguments import Args
-from training.checkpoints import load_checkpoint, save_checkpoint
-from training.environments import check, check_finite
-from training.errors import EnvError, Stopped, TrainingError
-from training.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation, results_of
-from training.files import WriteOrWarn, remove_unfinished, write_csv, write_json
-from training.logs import Log
-from training.models import check_weights, save_model
-from training.setup import Generators, lock_folder, make_run_folder, set_up_torch, settings_of, start_again, start_wandb
-from training.signals import Signals
+from steadyrl.acceleration import accelerate, check_mode, choose_mode
+from steadyrl.agent import Agent, AnyAgent
+from steadyrl.arguments import RunArgs
+from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
+from steadyrl.checks import check
+from steadyrl.device import set_up_device
+from steadyrl.environments import check_finite, make_envs
+from steadyrl.episodes import TrainingEnvs
+from steadyrl.errors import EnvError, Stopped, TrainingError
+from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation, results_of
+from steadyrl.files import WriteOrWarn, remove_unfinished, write_csv, write_json
+from steadyrl.logs import Log, start_wandb
+from steadyrl.models import check_weights, save_model
+from steadyrl.noise import RandomNumbers
+from steadyrl.record import record_of
+from steadyrl.replay_buffer import ReplayBuffer
+from steadyrl.run_folder import lock_folder, make_run_folder, start_again
+from steadyrl.signals import Signals
 
 LOG_FREQUENCY = 100  # environment steps between two rows of losses in TensorBoard
 CLOCK = ("global_step", "updates", "last_training_step", "evaluations", "evaluation_due", "target_reached")  # saved as they are
@@ -37,7 +46,9 @@ class Run:
 
     Attributes:
         folder: where everything lands.
-        device: where the networks shall live and learn.
+        device: where the networks live and learn.
+        random: the generator of everything that training draws but the initial networks, which are torch's draws from the
+            seed, and the first actions, which are the action space's.
         global_step: environment steps so far, over all environments: the clock of everything periodic.
 
     Raises:
@@ -45,10 +56,12 @@ class Run:
         TrainingError: if a loss or a weight is not finite, or if the disk stays full.
     """
 
-    def __init__(self, args: Args):
+    def __init__(self, args: RunArgs):
         check(args)
         self.args = args
-        self.device = set_up_torch(args)
+        self.device = set_up_device(args)
+        check_mode(args, self.device)
+        self.random = RandomNumbers(args.seed)
         self.global_step = self.updates = 0
         self.elapsed = 0.0  # seconds of training before this process
         self.last_training_step = args.learning_starts
@@ -56,8 +69,9 @@ class Run:
         self.evaluations: list[dict[str, float]] = []
         self.evaluation_due = self.target_reached = False
         self.write_or_warn = WriteOrWarn()
-        self.parts: dict[str, Any] = {}
-        self.before_acting: dict[str, Any] = {}
+        self.parts: dict[str, Stateful] = {}
+        self.others: dict[str, Stateful] = {}
+        self.before_acting: list[tuple[Stateful, dict[str, Any]]] = []
 
     def __enter__(self) -> "Run":
         args = self.args
@@ -71,7 +85,7 @@ class Run:
             elif args.resume:
                 start_again(self.folder)
             began_with = self.checkpoint["run"]["settings"]["accelerate"] if self.checkpoint else None
-            self.settings = settings_of(args, self.device)
+            self.settings = record_of(args, self.device)
             self.settings["accelerate"] = choose_mode(args, self.device, self.global_step, began_with)
             if args.track:
                 start_wandb(args, self.folder)
@@ -85,7 +99,6 @@ class Run:
                     f"warning: --learning-starts {args.learning_starts} is not below --total-timesteps "
                     f"{args.total_timesteps}: nothing will be learned"
                 )
-            self.generators = Generators(args.seed)
             self.signals = stack.enter_context(Signals())
             self.log = stack.enter_context(contextlib.closing(Log(args, self.folder, self.global_step, self.write_or_warn)))
             if self.checkpoint is None:
@@ -96,11 +109,11 @@ class Run:
             self.exits = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         with self.exits:
             if isinstance(error, EnvError) and self.parts:
-                for name, state in self.before_acting.items():
-                    self.parts[name].load_state_dict(state)
+                for part, state in self.before_acting:
+                    part.load_state_dict(state)
                 if self.write_or_warn(self.folder / "checkpoints", self.save):
                     tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
         if self.args.track and error is None:
@@ -110,23 +123,43 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is anything left to train."""
+        """Whether there is anything left to train. Raises a RuntimeError if `resume` was forgotten: nothing could be saved."""
+        if not self.parts:
+            raise RuntimeError("call run.resume(agent, envs, rb) before the loop: a checkpoint consists of what it is given")
         return self.global_step < self.args.total_timesteps and not self.target_reached
 
     def due(self, every: int) -> bool:
         """Whether a multiple of `every` was passed with the latest step of the environments; never if `every` is 0."""
         return every > 0 and self.global_step // every > (self.global_step - self.args.num_envs) // every
 
-    def resume(self, **parts: Any) -> None:
-        """Say which parts a checkpoint consists of; if the run is resumed, restore each of them.
+    def make_envs(self) -> TrainingEnvs:
+        """The training environments, at their first observations. Afterwards networks are initialised from the run's seed."""
+        random.seed(self.args.seed)  # for environments that draw from the global generators; training itself does not
+        np.random.seed(self.args.seed)
+        envs = make_envs(self.args, self.folder.name)
+        with contextlib.ExitStack() as stack:
+            stack.callback(envs.close)
+            envs.reset(seed=self.args.seed)
+            stack.pop_all()
+        torch.manual_seed(self.args.seed)  # whatever the environments drew
+        return envs
+
+    def resume(self, agent: Agent, envs: TrainingEnvs, rb: ReplayBuffer, **others: Stateful) -> None:
+        """Say what a checkpoint consists of; if the run is resumed, restore each part.
 
         Args:
-            parts: things with `state_dict` and `load_state_dict`, the `agent` among them.
+            others: further parts that have a state, under names of their own.
+
+        Raises:
+            TypeError: if the agent has a part that no checkpoint would hold.
         """
-        parts["generators"] = self.generators  # loaded last: loading the others may draw
+        agent.check_parts()
+        parts = {"agent": agent, "environments": envs, "replay_buffer": rb, "random": self.random}
         for name, part in parts.items() if self.checkpoint else ():
             part.load_state_dict(self.checkpoint[name])
-        self.parts = parts  # whole from now on: what is saved after an error
+        for name, part in others.items() if self.checkpoint else ():
+            part.load_state_dict(self.checkpoint["others"][name])
+        self.agent, self.envs, self.parts, self.others = agent, envs, parts, others  # whole now: what is saved after an error
         if self.checkpoint is None:
             return
         tqdm.write(f"resumed at step {self.global_step}")
@@ -138,25 +171,25 @@ class Run:
                 tqdm.write(f"{name} was {began[name]} and is now {self.settings[name]}: results may differ in rounding")
         self.checkpoint = None  # lets go of the file
 
-    def begin(self, agent: Any, acting: Sequence[np.ndarray], learning: Sequence[dict[str, Any]]) -> Any:
-        """The agent to train with, accelerated if this run is. An evaluation that a signal interrupted is made up first.
+    def accelerated(self, agent: AnyAgent) -> AnyAgent:
+        """The agent to train with: its `act` and `update` are compiled or captured at their first calls, if this run is fast.
 
-        Args:
-            acting: example arguments of the agent's `act`.
-            learning: example arguments of its `update` by name, a set for each combination of its flags.
+        An evaluation that a signal interrupted before a resume is made first.
         """
-        check_finite(self.global_step, observation=acting[0])
         if not self.unfinished and self.has_final_evaluation:
             return agent
-        fast = accelerate(agent, self.settings["accelerate"], acting, learning)
-        if fast is agent and self.settings["accelerate"] != "eager":
-            self.settings["accelerate"] = "eager"  # it could not be built
-            self.write_settings()
+        check_finite(self.global_step, observation=self.envs.observations)
+        fast = accelerate(agent, self.settings["accelerate"], self.args.accelerate != "auto", self.fell_back, self.log.paused)
         if self.evaluation_due:
             self.evaluate_and_save(fast, save_due=False)
         self.keep_state_before_acting()
         self.log.row_time = time.perf_counter()
         return fast
+
+    def fell_back(self) -> None:
+        """Note in args.json that the rest of the run is eager."""
+        self.settings["accelerate"] = "eager"
+        self.write_settings()
 
     def updates_due(self) -> Iterator[int]:
         """The numbers, from 1, of the updates to make now."""
@@ -172,13 +205,13 @@ class Run:
         for name, loss in losses.items():
             self.losses[name].append(loss)
 
-    def end_step(self, agent: Any, infos: dict[str, Any]) -> None:
+    def end_step(self, agent: Agent, infos: dict[str, Any]) -> None:
         """Log, evaluate and save whatever is due after a step of the environments.
 
         Raises:
             Stopped: after a checkpoint, if a signal asked for a stop.
         """
-        self.before_acting = {}
+        self.before_acting = []
         self.log.step(self.global_step, infos)
         self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
         save_due = self.due(self.args.checkpoint_frequency) or self.signals.save or self.signals.stop or not self.unfinished
@@ -189,9 +222,8 @@ class Run:
             self.log.row(self.global_step, {name: values[-1].item() for name, values in self.losses.items()})
             self.losses.clear()
         if self.evaluation_due or save_due:
-            pause = time.perf_counter()  # charts/SPS is the speed of training alone
-            self.evaluate_and_save(agent, save_due)
-            self.log.row_time += time.perf_counter() - pause
+            with self.log.paused():
+                self.evaluate_and_save(agent, save_due)
         self.keep_state_before_acting()
 
     def keep_state_before_acting(self) -> None:
@@ -201,10 +233,9 @@ class Run:
         would raise it again after a resume if the same actions followed.
         """
         if self.args.vectorization == "async":
-            drawn_from = self.parts.keys() - {"agent", "replay_buffer", "environments"}
-            self.before_acting = {name: self.parts[name].state_dict() for name in drawn_from}
+            self.before_acting = [(part, part.state_dict()) for part in (self.random, *self.others.values())]
 
-    def evaluate_and_save(self, agent: Any, save_due: bool) -> None:
+    def evaluate_and_save(self, agent: Agent, save_due: bool) -> None:
         """Evaluate if that is due, then save if that is due or if it ends the training, then stop if a signal asked for it."""
         if self.args.save_model and (self.evaluation_due or not self.unfinished):
             self.write_or_warn(self.folder / "model.pt", save_model, agent, self.folder / "model.pt")
@@ -218,7 +249,7 @@ class Run:
         if self.signals.stop:
             self.stop(f"stopped at step {self.global_step}")
 
-    def record_evaluation(self, agent: Any, evaluation: Evaluation) -> None:
+    def record_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
         """Log an evaluation, keep the model if it is the best one, and end the training if it reaches --target-return."""
         row = {"global_step": self.global_step} | evaluation.summary()
         self.evaluations.append(row)
@@ -240,8 +271,9 @@ class Run:
     def save(self) -> None:
         """Write a checkpoint of all parts and of the run itself."""
         self.log.writer.flush()
-        check_weights(self.parts["agent"])
-        state = {name: part.state_dict() for name, part in (self.parts | {"run": self}).items()}
+        check_weights(self.agent)
+        state: dict[str, Any] = {name: part.state_dict() for name, part in (self.parts | {"run": self}).items()}
+        state["others"] = {name: part.state_dict() for name, part in self.others.items()}
         save_checkpoint(self.folder / "checkpoints", self.global_step, state, self.args.keep_checkpoints)
 
     @property
@@ -259,7 +291,7 @@ class Run:
         """Whether the final evaluation of this very step was made."""
         return any(result["global_step"] == self.global_step for result in results_of(self.folder))
 
-    def finish(self, agent: Any) -> None:
+    def finish(self, agent: Agent) -> None:
         """Evaluate the best model of a finished training, unless that was done before."""
         if not self.has_final_evaluation:
             try:

@@ -31,9 +31,9 @@ from typing import Any, Literal
 import filelock
 from tqdm import tqdm
 
-from training import arguments
-from training.arguments import check_args, parse_args
-from training.errors import UsageError
+from steadyrl import arguments
+from steadyrl.arguments import check_args, parse_args
+from steadyrl.errors import UsageError
 
 LOGS = Path("runs/.sweep")
 SLURM_FOLDER, PLAN = LOGS / "slurm", LOGS / "plan.json"
@@ -248,7 +248,7 @@ def plan(options: Options) -> list[Job]:
                     as_saved = json.loads(json.dumps(asdict(args), default=str))
                     jobs.append(Job(options.script, [*flags, *own_flags], as_saved))
                 if not options.status:
-                    from training.environments import check  # imports PyTorch, which the table does without
+                    from steadyrl.environments import check  # imports PyTorch, which the table does without
 
                     check(args)
         except (UsageError, ValueError) as error:

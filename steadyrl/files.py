@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from training.errors import TrainingError
+from steadyrl.errors import TrainingError
 
 WRITE_ATTEMPTS = 3  # writes of one file that may fail in a row (a full disk) before the run stops
 

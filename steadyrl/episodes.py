@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from training.errors import EnvError, in_one_line
+from steadyrl.errors import EnvError, in_one_line
 
 PROBE_STEPS = 50  # of each of the episodes that `find_replay` plays
 

@@ -1,6 +1,8 @@
 """A run on the Hugging Face Hub: a folder that works by itself, and its upload."""
 
 import dataclasses
+import importlib.metadata
+import inspect
 import json
 import re
 import shlex
@@ -11,28 +13,26 @@ from pathlib import Path
 
 import torch
 
-from training.arguments import Args, check_args
-from training.errors import UploadError, UsageError, in_one_line
-from training.evaluation import results_of
-from training.models import saved_models
-from training.policies import SCRIPTS, load_settings
-from training.setup import script_name
+from steadyrl.arguments import RunArgs, check_args, script_name
+from steadyrl.errors import UploadError, UsageError, in_one_line
+from steadyrl.evaluation import results_of
+from steadyrl.models import saved_models
+from steadyrl.record import load_record, pins
 
 # Of a run's folder; its checkpoints stay at home.
 UPLOADED = ("args.json", "*.pt", "*.onnx", "evaluation*.json", "evaluations.csv", "events.out.tfevents.*")
-# What the scripts need. A downloaded folder can thus evaluate its own model.
-CODE = ("training/*.py", "requirements.txt", "LICENSE")
+CODE = ("*.py", "*.toml", "py.typed")  # of this package: a downloaded folder can thus evaluate its own model
 NOT_IN_COMMAND = {"resume", "evaluate", "export", "output", "upload_model", "hf_entity"}
 NOT_IN_COMMAND |= {"track", "wandb_project_name", "wandb_entity"}  # they tell where a run went, not what it is
 
 
-def repo_id_of(args: Args) -> str:
+def repo_id_of(args: RunArgs) -> str:
     """CleanRL's name of a run's repository, [entity/]env_id-exp_name-seed, without what the Hub does not allow in a name."""
     name = re.sub(r"[^\w.]+", "-", f"{args.env_id}-{args.exp_name}-seed{args.seed}")
     return f"{args.hf_entity}/{name}" if args.hf_entity else name
 
 
-def check_upload(args: Args) -> None:
+def check_upload(args: RunArgs) -> None:
     """Refuse what cannot be uploaded, before training starts.
 
     Raises:
@@ -51,7 +51,7 @@ def check_upload(args: Args) -> None:
         raise UsageError("--upload-model True: needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
 
 
-def command_of(args: Args) -> str:
+def command_of(args: RunArgs) -> str:
     """The command that trains this run: every flag that is not at its default."""
     words = ["python", f"{script_name(type(args))}.py"]
     for field in dataclasses.fields(args):
@@ -68,11 +68,11 @@ def command_of(args: Args) -> str:
     return shlex.join(words)
 
 
-def model_card(args: Args, agent_name: str, run_dir: Path, repo_id: str) -> str:
+def model_card(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str) -> str:
     """README.md of the repository. Its head gives the last final evaluation, in the form that the Hub's leaderboards read."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    settings, result, script = load_settings(run_dir), results_of(run_dir)[-1], script_name(type(args))
+    settings, result, script = load_record(run_dir), results_of(run_dir)[-1], script_name(type(args))
     reward = f"{result['mean']:.2f} +/- {result['std']:.2f}"
     metadata = ModelCardData(
         model_name=agent_name,
@@ -110,7 +110,7 @@ python {script}.py --evaluate .
 ```
 
 ```python
-from training.policies import load_agent
+from steadyrl.policies import load_agent
 
 agent, env = load_agent(".")
 obs, _ = env.reset()
@@ -131,7 +131,15 @@ Trained on {settings["device"]} with {settings["num_threads"]} CPU threads; all 
 """
 
 
-def build_folder(args: Args, agent_name: str, run_dir: Path, repo_id: str, folder: Path) -> None:
+def licence() -> str:
+    """The text of this project's licence: beside the package in a clone, in its metadata where it is installed."""
+    beside = Path(__file__).parent.parent / "LICENSE"
+    if beside.exists():
+        return beside.read_text()
+    return next(file for file in importlib.metadata.files("steadyrl") or () if file.name == "LICENSE").read_text()
+
+
+def build_folder(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str, folder: Path) -> None:
     """Fill an empty folder with what is uploaded: the run, its model as safetensors too, a video, the code, a model card."""
     from safetensors.torch import save
 
@@ -147,15 +155,17 @@ def build_folder(args: Args, agent_name: str, run_dir: Path, repo_id: str, folde
     if videos:  # the latest of an evaluation, or of training if there is none
         latest = max(videos, key=lambda path: (path.name.startswith("evaluation"), path.stat().st_mtime))
         shutil.copy(latest, folder / "replay.mp4")
-    for pattern in (f"{script_name(type(args))}.py", *CODE):
-        for path in SCRIPTS.glob(pattern):
-            place = folder / path.relative_to(SCRIPTS)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copy(path, place)
+    shutil.copy(inspect.getfile(type(args)), folder)
+    package = Path(__file__).parent
+    (folder / package.name).mkdir()
+    for path in (path for pattern in CODE for path in package.glob(pattern)):
+        shutil.copy(path, folder / package.name)
+    (folder / "requirements.txt").write_text("".join(f"{pin}\n" for pin in pins()))
+    (folder / "LICENSE").write_text(licence())
     (folder / "README.md").write_text(model_card(args, agent_name, run_dir, repo_id))
 
 
-def upload(args: Args, agent_name: str, run_dir: Path) -> None:
+def upload(args: RunArgs, agent_name: str, run_dir: Path) -> None:
     """Make the repository, if it is not there, and upload a run to it. Its files take the place of those of an earlier one.
 
     Raises:

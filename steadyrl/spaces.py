@@ -11,11 +11,44 @@ from gymnasium.spaces import Box
 Spaces = tuple[gym.Space, gym.Space]  # of the observations and of the actions
 
 
+class LegalActions(gym.ActionWrapper[Any, Any, Any]):
+    """The environment with its Box of actions as a vector whose bounds float32 can hold: rounded inward where it cannot.
+
+    The environment gets a copy of each action, in its own shape and dtype. So what it does to it stays its own affair.
+    """
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self.space = space = env.action_space
+        assert isinstance(space, Box)
+        low, high = (bound.flatten().astype(np.float32) for bound in (space.low, space.high))
+        low = np.where(low < space.low.flatten(), np.nextafter(low, np.float32(np.inf)), low)
+        high = np.where(high > space.high.flatten(), np.nextafter(high, np.float32(-np.inf)), high)
+        if not (low <= high).all() or not np.isfinite(high - low).all():
+            raise gym.error.Error(f"its actions, {brief(space)}, have bounds that float32 cannot hold")
+        self.action_space = Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
+
+    def action(self, action: np.ndarray) -> np.ndarray:
+        """As the environment takes it."""
+        return np.array(action, self.space.dtype).reshape(self.space.shape)
+
+
+def legal(actions: np.ndarray, space: Box) -> np.ndarray:
+    """The nearest actions that an environment takes exactly, as float32.
+
+    Args:
+        actions: (N, A) of any float dtype.
+        space: as `flatten_actions` makes it, of one environment or of N.
+    """
+    clipped = np.minimum(np.maximum(actions, space.low), space.high)
+    return clipped.astype(space.dtype, copy=False).astype(np.float32, copy=False)
+
+
 def flatten_actions(env: gym.Env) -> gym.Env:
-    """The environment with its Box of actions as a vector; it gets them in their own shape. Other spaces stay as they are.
+    """The environment with its Box of actions as `LegalActions` makes it; other spaces stay as they are.
 
     Raises:
-        gymnasium.error.Error: if the actions are whole numbers or have infinite bounds.
+        gymnasium.error.Error: if the actions are whole numbers, or have bounds that are infinite or that float32 cannot hold.
     """
     space = env.action_space
     if not isinstance(space, Box):
@@ -25,10 +58,7 @@ def flatten_actions(env: gym.Env) -> gym.Env:
         raise gym.error.Error(f"its actions, {brief(space)}, are whole numbers, not a Box of floats: {wrapper}")
     if not space.is_bounded():
         raise gym.error.Error(f"its actions, {brief(space)}, have no finite bounds: {wrapper}")
-    if len(space.shape) == 1:
-        return env
-    flat = Box(space.low.flatten(), space.high.flatten(), dtype=space.dtype)
-    return gym.wrappers.TransformAction(env, lambda action: action.reshape(space.shape), flat)
+    return LegalActions(env)
 
 
 def flatten_observations(env: gym.Env) -> gym.Env:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import json
 import math
@@ -10,12 +11,13 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import gymnasium as gym
 import tyro
 
-from training.errors import UsageError
+from steadyrl.errors import UsageError
+from steadyrl.family import removed
 
 
 class Must(NamedTuple):
@@ -31,7 +33,6 @@ Positive = Annotated[float, Must("above 0 and finite", lambda x: 0 < x < math.in
 NonNegative = Annotated[float, Must("0 or more and finite", lambda x: 0 <= x < math.inf)]
 Finite = Annotated[float, Must("finite", math.isfinite)]
 Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
-Expectile = Annotated[float, Must("above 0 and below 1", lambda x: 0 < x < 1)]
 Discount = Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
 Name = Annotated[str, Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))]
 Sizes = Annotated[tuple[int, ...], Must("one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1)]
@@ -58,44 +59,6 @@ JSON = tyro.constructors.PrimitiveConstructorSpec(
 
 
 @dataclass
-class Experiment:
-    """What is run, on what machine, and what is kept of it."""
-
-    exp_name: Name = "run"
-    """the name of this experiment"""
-    seed: Annotated[int, Must("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)] = 1
-    """seed of the networks, the exploration, the replay and the training environments"""
-    torch_deterministic: bool = True
-    """use only deterministic PyTorch kernels, so that the same seed gives the same run"""
-    cuda: bool = True
-    """train on a CUDA device if there is one"""
-    accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
-    """how to run updates and actions: eager runs the code as it is written, compile compiles it, cudagraph captures CUDA
-    graphs (on CUDA compile does both); auto takes cudagraph on CUDA, and on a CPU compile if the run is long enough to save
-    more time than that costs"""
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
-    num_threads: Count | None = None
-    """CPU threads for PyTorch (None: OMP_NUM_THREADS or the number of cores, but at most 2)"""
-    track: bool = False
-    """also send everything to Weights and Biases"""
-    wandb_project_name: str = "cleanRL"
-    """the Weights and Biases project"""
-    wandb_entity: str | None = None
-    """the Weights and Biases team (None: your default)"""
-    capture_video: bool = False
-    """film every 20th training episode of the first environment and the first episode of the final evaluation"""
-    output: str = "."
-    """the folder in which runs/ and videos/ are"""
-    save_model: bool = True
-    """keep the networks in the run folder: the latest in model.pt, those of the best evaluation in best_model.pt"""
-    upload_model: bool = False
-    """upload the finished run, with its models and a model card, to the Hugging Face Hub"""
-    hf_entity: str = ""
-    """the user or organisation on the Hugging Face Hub (empty: that of your token)"""
-
-
-@dataclass
 class Environment:
     """The task."""
 
@@ -118,7 +81,12 @@ class Environment:
         return env
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Raise a UsageError if the algorithm cannot take these spaces, which are those of a wrapped environment."""
+        """Raise a UsageError if the algorithm cannot take these spaces, which are those of a wrapped environment.
+
+        By default it takes continuous actions: a Box, which came here flat and with finite bounds.
+        """
+        if not isinstance(action_space, gym.spaces.Box):
+            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a Box")
 
 
 @dataclass
@@ -157,12 +125,73 @@ class Checkpoints:
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
 
+if TYPE_CHECKING:  # the type checker is told that a script's Args, whose first base is Experiment, joins all of these groups
+
+    class OtherFlags(Environment, Evaluating, Checkpoints):
+        """The other groups that every run has, and the eight flags of an algorithm that this package reads."""
+
+        total_timesteps: int
+        learning_starts: int
+        train_frequency: int
+        gradient_steps: int
+        gamma: float
+        reward_scale: float
+        buffer_size: int
+        batch_size: int
+else:
+    OtherFlags = object
+
+
+@dataclass
+class Experiment(OtherFlags):
+    """What is run, on what machine, and what is kept of it."""
+
+    exp_name: Name = "run"
+    """the name of this experiment"""
+    seed: Annotated[int, Must("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)] = 1
+    """seed of the networks, the exploration, the replay and the training environments"""
+    torch_deterministic: bool = True
+    """use only deterministic PyTorch kernels, so that the same seed gives the same run"""
+    cuda: bool = True
+    """train on a CUDA device if there is one"""
+    accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
+    """how to run updates and actions: eager runs the code as it is written, compile compiles it, cudagraph captures CUDA
+    graphs (on CUDA compile does both); auto takes cudagraph on CUDA, and on a CPU compile if the run is long enough to save
+    more time than that costs"""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
+    num_threads: Count | None = None
+    """CPU threads for PyTorch (None: OMP_NUM_THREADS or the number of cores, but at most 2)"""
+    track: bool = False
+    """also send everything to Weights and Biases"""
+    wandb_project_name: str = "cleanRL"
+    """the Weights and Biases project"""
+    wandb_entity: str | None = None
+    """the Weights and Biases team (None: your default)"""
+    capture_video: bool = False
+    """film every 20th training episode of the first environment and the first episode of the final evaluation"""
+    output: str = "."
+    """the folder in which runs/ and videos/ are"""
+    save_model: bool = True
+    """keep the networks in the run folder: the latest in model.pt, those of the best evaluation in best_model.pt"""
+    upload_model: bool = False
+    """upload the finished run, with its models and a model card, to the Hugging Face Hub"""
+    hf_entity: str = ""
+    """the user or organisation on the Hugging Face Hub (empty: that of your token)"""
+
+
+RunArgs = Experiment  # what this package knows of a script's Args
+A = TypeVar("A", bound=RunArgs)
 OPTIONAL_PACKAGES = {  # what a flag needs beyond requirements.txt
     "track": ["wandb"],
     "export": ["onnx", "onnxscript"],
     "upload_model": ["huggingface_hub", "safetensors"],
 }
-Args = Any  # a script's `Args`: these groups, and those of its algorithm
+
+
+def script_name(args_class: type) -> str:
+    """The name of the script that these arguments are of, without its ".py"."""
+    return Path(inspect.getfile(args_class)).stem
 
 
 def requirements(hint: Any) -> Iterator[Must]:
@@ -172,7 +201,7 @@ def requirements(hint: Any) -> Iterator[Must]:
         yield from requirements(part)
 
 
-def check_args(args: Args) -> None:
+def check_args(args: RunArgs) -> None:
     """Check every flag by itself and against the others.
 
     Raises:
@@ -199,12 +228,22 @@ def check_args(args: Args) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: {needs}")
 
 
-def parse_args(args_class: type, argv: list[str], default: Args) -> Args:
+def refuse_removed_flags(args_class: type, argv: list[str]) -> None:
+    """Raise a UsageError that says where a flag is now which the script no longer has."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, _, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and (gone := removed(script_name(args_class), name, value or following)):
+            raise UsageError(f"{flag} {value or following}: {gone.went}")
+
+
+def parse_args(args_class: type[A], argv: list[str], default: A) -> A:
     """Parse the command line.
 
     Raises:
         UsageError: with the text of tyro's error, on one line.
     """
+    refuse_removed_flags(args_class, argv)
     # tyro prints a box of help for each nested dataclass: nest the bases of Args for it, and flatten what comes back.
     groups = args_class.__bases__
     values = asdict(default)

@@ -1,0 +1,375 @@
+"""An agent that computes the same, faster. The eager agent is the specification.
+
+`accelerate` gives a stand-in that shares the agent's networks and optimisers. At the first real call of `update` or `act` with
+arguments of a kind, it builds a fast function for that kind, in two ways: on a CPU the operations are compiled; on CUDA they
+are captured as a graph, compiled before if asked. Building trains nothing.
+"""
+
+import copy
+import inspect
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+from tqdm import tqdm
+
+from steadyrl.agent import Agent, AnyAgent
+from steadyrl.arguments import RunArgs
+from steadyrl.errors import TrainingError, UsageError
+
+# Compiling takes some 30 seconds the first time (5 when torch finds it in its cache) and saves over a millisecond an update:
+# after some 20,000 updates (4,000) it has paid. `benchmarks/speed.py --break-even` measures it.
+UPDATES_WORTH_COMPILING = 20_000
+
+
+def compiler_of(device: torch.device) -> str | None:
+    """The C++ compiler that compiling for a CPU needs and that is not here; None if nothing is missing."""
+    compiler = os.environ.get("CXX", "g++")
+    return None if device.type == "cuda" or shutil.which(compiler) else compiler
+
+
+def check_mode(args: RunArgs, device: torch.device) -> None:
+    """Refuse a mode that was asked for by name and that this machine cannot have.
+
+    Raises:
+        UsageError: naming what is missing.
+    """
+    if args.accelerate == "compile" and (missing := compiler_of(device)):
+        raise UsageError(f"--accelerate compile: needs a C++ compiler, and {missing} was not found")
+    if args.accelerate == "cudagraph":
+        try:
+            torch.cuda.Stream()
+        except Exception as error:  # RuntimeError or AssertionError, by torch's build
+            raise UsageError(f"--accelerate cudagraph: needs a CUDA device ({first_line(error)})") from error
+
+
+def choose_mode(args: RunArgs, device: torch.device, global_step: int, began_with: str | None) -> str:
+    """The mode that `--accelerate` means for this run. Where the user could not know the reason, one line says it.
+
+    Args:
+        global_step: where the run is.
+        began_with: the mode of a run that is resumed.
+    """
+    if args.accelerate != "auto":
+        return args.accelerate
+    if began_with:
+        return began_with
+    if device.type == "cuda":
+        return "cudagraph"
+    points = (args.total_timesteps - max(global_step, args.learning_starts)) // max(args.train_frequency, args.num_envs)
+    updates = points * args.gradient_steps if args.gradient_steps > 0 else args.total_timesteps - args.learning_starts
+    if updates < UPDATES_WORTH_COMPILING:
+        return "eager"
+    if missing := compiler_of(device):
+        print(f"--accelerate auto: eager, since no C++ compiler ({missing}) was found; with one, this run would be faster")
+        return "eager"
+    print(f"--accelerate auto: compile, since {updates:,} updates gain more than the building costs")
+    return "compile"
+
+
+class CannotBuild(Exception):
+    """Something about an agent that the fast functions cannot handle, by its name."""
+
+
+def accelerate(
+    agent: AnyAgent,
+    mode: str,
+    explicit: bool = True,
+    on_fall_back: Callable[[], None] = lambda: None,
+    paused: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> AnyAgent:
+    """A stand-in for `agent` with a faster `update` and `act`.
+
+    It shares the agent's networks and optimisers. Load a state with the stand-in's `load_state_dict`: it fills the tensors
+    that are there, because the fast functions refer to those.
+
+    Args:
+        mode: eager (the agent itself), compile or cudagraph; on CUDA, what is compiled is also captured.
+        explicit: raise an error if something cannot be built. Otherwise all functions are the agent's own from then on.
+        on_fall_back: called in that case.
+        paused: a context around each building.
+
+    Raises:
+        TrainingError: from `update` and `act`, if something cannot be built and that is an error.
+    """
+    if mode == "eager":
+        return agent
+    stand_in, fast = copy.copy(agent), FastFunctions(agent, mode, explicit, on_fall_back, paused)
+    vars(stand_in).update(update=fast.update, compute=fast.compute, load_state_dict=partial(restore, agent))
+    return stand_in
+
+
+class FastFunctions:
+    """The `update` and `compute` of an agent, built at the first call with arguments of each kind."""
+
+    def __init__(self, agent: Agent, mode: str, explicit: bool, on_fall_back: Callable, paused: Callable):
+        self.agent, self.mode, self.explicit, self.on_fall_back, self.paused = agent, mode, explicit, on_fall_back, paused
+        self.captures = mode == "cudagraph" or agent.device.type == "cuda"  # launching compiled kernels one by one is slow
+        self.updates: dict[tuple, Callable[..., dict[str, torch.Tensor]]] = {}
+        self.policies: dict[tuple, Callable[..., np.ndarray]] = {}
+        self.eager = self.announced = False
+        if self.captures:
+            # `act` runs on a stream of its own that waits for the last update of the policy, no more: while the device still
+            # trains the critic, the environments step.
+            self.acting, self.policy_ready = torch.cuda.Stream(), torch.cuda.Event()
+            self.policy_ready.record()
+
+    def update(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """The agent's `update`."""
+        kind, tensors = flatten(args, kwargs)
+        if kind not in self.updates and not self.eager:
+            self.build_update(kind, tensors, args, kwargs)
+        return self.agent.update(*args, **kwargs) if self.eager else self.updates[kind](*tensors)
+
+    def compute(self, *arrays: np.ndarray) -> np.ndarray:
+        """The agent's `compute`, which `act` calls."""
+        kind = tuple(array.shape for array in arrays)
+        if kind not in self.policies and not self.eager:
+            self.build_policy(kind, arrays)
+        return self.agent.compute(*arrays) if self.eager else self.policies[kind](*arrays)
+
+    def build_update(self, kind: tuple, tensors: list[torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> None:
+        """Build the function for updates of this kind; the agent is as it was afterwards.
+
+        The agent's own `update` is called first, outside of what falls back: a mistake in it is its own traceback. It also
+        has the optimisers allocate their state.
+        """
+        before = copy.deepcopy(self.agent.state_dict())
+        self.agent.update(*args, **kwargs)
+        restore(self.agent, before)
+        named = inspect.signature(self.agent.update).bind(*args, **kwargs).arguments
+
+        def function(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+            places = iter(tensors)
+            positional = [fill_in(value, places) for value in args]
+            return self.agent.update(*positional, **{name: fill_in(kwargs[name], places) for name in sorted(kwargs)})
+
+        flags = ", ".join(f"{name}={value}" for name, value in named.items() if isinstance(value, bool))
+        with self.building(f"update({flags})", before):
+            self.refuse_what_cannot_be_built(named)
+            fast = self.compiled(function, tensors) if self.mode == "compile" else function
+            if self.captures:
+                # A batch is read where it is: the replay buffer puts each sample into the same memory.
+                batch = {id(part) for value in named.values() if isinstance(value, tuple) for part in value}
+                places = [tensor if id(tensor) in batch else tensor.clone() for tensor in tensors]
+                fast = self.captured_update(fast, places, named.get("update_policy", True))
+            self.updates[kind] = fast
+
+    def build_policy(self, kind: tuple, arrays: tuple[np.ndarray, ...]) -> None:
+        """Build the function for actions of this kind. As for updates, the agent's own is called first."""
+        self.agent.compute(*arrays)
+        with self.building(f"act of {len(arrays[0])}", None):
+            places = [torch.as_tensor(array, device=self.agent.device).clone() for array in arrays]
+            policy: Callable = lambda *tensors: self.agent.policy(*tensors)  # noqa: E731  # make_fx counts arguments, self too
+            policy = self.compiled(policy, places) if self.mode == "compile" else policy
+            self.policies[kind] = self.captured_policy(policy, places) if self.captures else on_the_host(policy)
+
+    @contextmanager
+    def building(self, what: str, before: dict[str, Any] | None) -> Iterator[None]:
+        """Announce what is built, put the agent back to `before`, and fall back or raise if it fails."""
+        begin = time.perf_counter()
+        if not self.announced and self.mode == "compile":
+            tqdm.write("--accelerate compile: compiling, about 30 seconds the first time")
+        self.announced = True
+        with self.paused():
+            try:
+                with torch.random.fork_rng([self.agent.device] if self.agent.device.type == "cuda" else []):
+                    yield
+                tqdm.write(f"--accelerate {self.mode}: {what} built in {time.perf_counter() - begin:.1f} seconds")
+            except Exception as error:  # no compiler, no device, an operation that cannot be captured: many types
+                line = f"--accelerate {self.mode} does not work here ({first_line(error)})"
+                if self.explicit:
+                    raise TrainingError(f"{line}; --accelerate auto would go on in eager mode") from error
+                tqdm.write(f"{line}, training goes on in eager mode")
+                self.eager = True
+                self.on_fall_back()
+            finally:
+                if before is not None:
+                    restore(self.agent, before)
+
+    def refuse_what_cannot_be_built(self, named: dict[str, Any]) -> None:
+        """Raise CannotBuild for an argument that would keep its first value for ever, and for an optimiser of another kind."""
+        for name, value in named.items():
+            if not isinstance(value, torch.Tensor | bool | None) and not hasattr(value, "_fields"):  # which a batch has
+                raise CannotBuild(f"update's {name} is of type {type(value).__name__}, must be a tensor, a bool or None")
+        for name, optimizer in self.agent.optimizers.items():
+            (group, *others), kind = optimizer.param_groups, type(optimizer).__name__
+            if self.mode == "compile" and (kind != "AdamW" or others or group["amsgrad"] or group["maximize"]):
+                raise CannotBuild(f"the optimizer {name} must be a plain AdamW with one group of parameters")
+            if self.captures and not group.get("capturable", False) and self.agent.device.type == "cuda":
+                raise CannotBuild(f"the optimizer {name} must be made with capturable=True")
+
+    def compiled(self, function: Callable, tensors: list[torch.Tensor]) -> Callable:
+        """The function, compiled for tensors of these shapes."""
+        with ExitStack() as stack:
+            for optimizer in self.agent.optimizers.values():  # the compiler cannot fuse anything with its own step
+                stack.enter_context(mock.patch.object(optimizer, "step", partial(traceable_step, optimizer)))
+            return compile_function(function, tensors)
+
+    def captured_update(self, function: Callable, places: list[torch.Tensor], changes_policy: bool) -> Callable:
+        """A function that copies its tensors into `places`, where they are not there already, and replays a CUDA graph."""
+        shapes: dict[str, torch.Size] = {}
+
+        def learn() -> torch.Tensor:
+            losses = function(*places)
+            shapes.update((name, loss.shape) for name, loss in losses.items())
+            return torch.cat([loss.flatten() for loss in losses.values()])
+
+        replay, result = capture(learn)
+
+        def update(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
+            for place, values in zip(places, tensors, strict=True):
+                if place.data_ptr() != values.data_ptr():
+                    place.copy_(values)
+            replay()
+            if changes_policy:
+                self.policy_ready.record()
+            parts = result.clone().split([shape.numel() for shape in shapes.values()])  # the next replay overwrites `result`
+            return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+        return update
+
+    def captured_policy(self, policy: Callable, places: list[torch.Tensor]) -> Callable[..., np.ndarray]:
+        """A function that copies arrays into `places` and replays a CUDA graph."""
+        replay, actions = capture(lambda: policy(*places))
+
+        def compute(*arrays: np.ndarray) -> np.ndarray:
+            with torch.cuda.stream(self.acting):
+                self.acting.wait_event(self.policy_ready)
+                for place, array in zip(places, arrays, strict=True):
+                    place.copy_(torch.from_numpy(array).pin_memory(), non_blocking=True)  # asynchronous from pinned memory only
+                replay()
+                return actions.cpu().numpy()  # waits for this stream alone
+
+        return compute
+
+
+def flatten(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, list[torch.Tensor]]:
+    """The kind of a call, equal for all that one fast function can make, and its tensors in their order."""
+    kind: list[Any] = []
+    tensors: list[torch.Tensor] = []
+    for name, value in (*enumerate(args), *sorted(kwargs.items())):
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, torch.Tensor):
+                tensors.append(part)
+            told_apart = isinstance(part, bool | None)  # by its value
+            kind.append((name, part if told_apart else getattr(part, "shape", type(part))))
+    return tuple(kind), tensors
+
+
+def fill_in(value: Any, places: Iterator[torch.Tensor]) -> Any:
+    """An argument of an update with the next tensors in the place of its own."""
+    if isinstance(value, tuple):  # a batch is a named one
+        return type(value)(*(next(places) if isinstance(part, torch.Tensor) else part for part in value))
+    return next(places) if isinstance(value, torch.Tensor) else value
+
+
+def on_the_host(policy: Callable) -> Callable[..., np.ndarray]:
+    """A policy from arrays to arrays, on a CPU."""
+    return lambda *arrays: policy(*map(torch.from_numpy, arrays)).numpy()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    return next(iter(str(error).splitlines()), repr(error))
+
+
+def restore(agent: Agent, state: dict[str, Any]) -> None:
+    """Do what `agent.load_state_dict` does, but copy into the tensors that exist: the fast functions refer to those."""
+    fill(agent.state_dict(), state)
+    if agent.device.type == "cuda":
+        torch.cuda.synchronize()  # a captured `act` reads on a stream of its own
+
+
+@torch.no_grad()
+def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
+    """Copy nested values into nested tensors. Without values (an optimiser before its first step) the tensors become zero."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, dict):
+            fill(tensor, values[name] if values else {})
+        elif isinstance(tensor, torch.Tensor):
+            tensor.copy_(values[name] if values else torch.zeros_like(tensor))
+
+
+def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool = True) -> Callable:
+    """Compile a function for inputs with these shapes. Other tensors that it reads or writes are used in their own memory.
+
+    Not `torch.compile`: its checks before each call take a tenth of a millisecond, and it breaks its graph at an optimiser's
+    step. This records the operations once: what `function` decides in Python stays decided.
+
+    A process that was killed while it compiled leaves half a library in torch's cache, which torch would try to load for
+    ever: if `again`, what cannot be loaded is deleted there and compiled once more.
+    """
+    recorded = make_fx(function)(*inputs)
+    graph, attributes = recorded.graph, recorded.graph.find_nodes(op="get_attr")
+    # The other tensors are attributes, and their values would be part of the cache's key. As inputs only their shapes are.
+    others = {node.target: getattr(recorded, node.target).detach() for node in attributes}
+    with graph.inserting_before(next(node for node in graph.nodes if node.op != "placeholder")):
+        places = {name: graph.placeholder(name) for name in others}
+    for node in attributes:
+        node.replace_all_uses_with(places[node.target])
+        graph.erase_node(node)
+    for node in graph.nodes:
+        node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
+    # On a CPU, calling from C++ saves a tenth of a millisecond, and a calling part of its own is quicker to compile. On CUDA,
+    # kernels chosen by timing them could differ from run to run, and with them the rounding.
+    cpu = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
+    cuda = {"deterministic": True, "triton.autotune_at_compile_time": False}
+    options = {"config_patches": cpu if inputs[0].device.type == "cpu" else cuda}
+    try:
+        # A cache may be shared by machines: the code in it is for one kind of vector instructions, which its key leaves out.
+        with torch.no_grad(), torch.compiler.config.patch(cache_key_tag=torch.backends.cpu.get_cpu_capability()):
+            compiled = torch._inductor.standalone_compile(
+                torch.fx.GraphModule({}, graph),  # without the attributes, which would be inputs once more
+                [*inputs, *others.values()],
+                dynamic_shapes="from_example_inputs",
+                options=options,
+                donate_graph_module=True,
+            )
+        return lambda *tensors: compiled(*tensors, *others.values())
+    except Exception as error:  # an ImportError, or torch's InductorError of one, whose module takes a second to import
+        path = getattr(getattr(error, "inner_exception", error), "path", None)  # it may be of any module
+        if not again or path is None or not Path(path).is_relative_to(torch._inductor.runtime.cache_dir_utils.cache_dir()):
+            raise
+        Path(path).unlink(missing_ok=True)
+        return compile_function(function, inputs, again=False)
+
+
+@torch.no_grad()
+def traceable_step(optimizer: torch.optim.Optimizer) -> None:
+    """What a step of AdamW does (Loshchilov and Hutter, 2019, algorithm 2), in operations that a compiler can fuse."""
+    (group,) = optimizer.param_groups
+    (beta1, beta2), lr = group["betas"], group["lr"]
+    steps = [state["step"].add_(1) for state in optimizer.state.values()]
+    step = steps[0].double()  # float32 would leave four digits of 1 - beta2**step
+    # beta**step as an exponential function: the compiler computes that once, but a power again for every few parameters.
+    power1, power2 = (step * math.log(beta1)).exp(), (step * math.log(beta2)).exp()
+    step_size, correction = (lr / (1 - power1)).float(), (1 - power2).sqrt().float()
+    for parameter, state in optimizer.state.items():
+        exp_avg = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+        exp_avg_sq = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+        parameter.mul_(1 - lr * group["weight_decay"])
+        parameter.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() / correction + group["eps"]))
+
+
+def capture(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """Record what the device does for `function`; returns a function that repeats it, and the tensor with the result."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # cuBLAS, autograd and compiled code prepare in their first calls what a capture forbids
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph.replay, result

@@ -1,0 +1,132 @@
+"""The contract: what an algorithm is to a run. The rooms of this package know an agent by this class alone."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from steadyrl.arguments import RunArgs
+from steadyrl.spaces import legal
+
+AnyAgent = TypeVar("AnyAgent", bound="Agent")
+
+
+class Agent(ABC):
+    """Something that acts and learns. A subclass makes its parts in `__init__`, after calling this one.
+
+    Args:
+        observation_space: of one environment: a Box of float32 vectors.
+        action_space: of one environment: a Box of vectors, or Discrete.
+        args: the hyperparameters.
+        device: where the networks live and learn.
+
+    Attributes:
+        networks: by name, what a saved model consists of: everything that `update` changes but the optimisers' states.
+        optimizers: by name. What is to be compiled is an AdamW with one group of parameters.
+    """
+
+    networks: dict[str, torch.nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, args: RunArgs, device: torch.device):
+        self.observation_space, self.action_space = observation_space, action_space
+        self.args, self.device = args, device
+
+    @abstractmethod
+    def policy(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(N, O) observations, and further tensors if the agent draws its actions, to N actions, without gradients.
+
+        It decides greedily if it gets observations alone. This is the part of `act` that is compiled or captured.
+        """
+
+    @abstractmethod
+    def value(self, obs: np.ndarray) -> np.ndarray:
+        """What the agent expects of acting greedily: (N, O) observations to (N,) values. Evaluation needs it for q_bias."""
+
+    @abstractmethod
+    def update(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """One learning step on a batch of the replay buffer; returns detached scalars by name, still on the device.
+
+        It is mathematics only: no random numbers, no NumPy, no value read back from the device, no state outside `networks`
+        and `optimizers`. Random numbers are drawn before and passed in. Its arguments are batches, tensors, bools and None.
+        If one of them is `update_policy`, an update without it leaves the policy as it is.
+        """
+
+    def state_value(self, obs: np.ndarray) -> np.ndarray:
+        """What the critic expects from a state, (N, O) to (N,). It differs from `value` where more than rewards counts."""
+        return self.value(obs)
+
+    def act(self, obs: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        """Actions, the greedy ones if there is nothing but observations.
+
+        Args:
+            obs: (N, O) observations, or (O,) for a single one, of any real dtype.
+            others: what else the policy takes, with N rows.
+
+        Returns:
+            (N, A) float32 actions inside the bounds of a Box, (N,) indices of a Discrete space; without N for a single one.
+
+        Raises:
+            ValueError: if the observations have another shape.
+        """
+        single = np.shape(obs) == self.observation_space.shape
+        actions = self.compute(self.checked(np.expand_dims(obs, 0) if single else obs), *others)
+        if isinstance(self.action_space, gym.spaces.Box):
+            actions = legal(actions, self.action_space)
+        return actions[0] if single else actions
+
+    def compute(self, *arrays: np.ndarray) -> np.ndarray:
+        """`policy` from arrays to arrays."""
+        return self.policy(*(torch.as_tensor(array, device=self.device) for array in arrays)).cpu().numpy()
+
+    def checked(self, obs: np.ndarray) -> np.ndarray:
+        """Observations as float32. Raises a ValueError if they are not (N, O)."""
+        obs, shape = np.asarray(obs, np.float32), self.observation_space.shape
+        if obs.shape[1:] != shape or obs.ndim == len(shape or ()):
+            raise ValueError(f"observations have the shape {obs.shape}, must be (N, {shape[0]}) or ({shape[0]},)")
+        return obs
+
+    def tensor(self, obs: np.ndarray) -> torch.Tensor:
+        """(N, O) observations on the device."""
+        return torch.as_tensor(self.checked(obs), device=self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the networks and of the optimisers."""
+        networks = {name: network.state_dict() for name, network in self.networks.items()}
+        return {"networks": networks, "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state from `state_dict`, but keep this agent's own learning rates."""
+        for name, network in self.networks.items():
+            network.load_state_dict(state["networks"][name])
+        for name, optimizer in self.optimizers.items():
+            own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
+            optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
+
+    def check_parts(self) -> None:
+        """Raise a TypeError for a network or an optimiser that no checkpoint would hold, since it has no name."""
+        saved = {id(tensor) for network in self.networks.values() for tensor in network.state_dict(keep_vars=True).values()}
+        for name, part in vars(self).items():
+            tensors = part.state_dict(keep_vars=True).values() if isinstance(part, torch.nn.Module) else ()
+            forgotten = isinstance(part, torch.optim.Optimizer) and part not in self.optimizers.values()
+            if forgotten or not saved.issuperset(map(id, tensors)):
+                where = "optimizers" if forgotten else "networks"
+                raise TypeError(f"{type(self).__name__}.{name} is not among its `{where}`: no checkpoint would hold it")
+
+
+@contextmanager
+def training_mode(network: torch.nn.Module, needed: bool = True) -> Iterator[None]:
+    """Inside, batch normalisation uses the statistics of its batch and updates the running ones; outside, it uses those.
+
+    Args:
+        needed: whether the network has such layers; the others ignore the mode, and setting it takes time.
+    """
+    if needed:
+        network.train()
+    yield
+    if needed:
+        network.eval()
