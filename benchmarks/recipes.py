@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import sweep  # noqa: E402
+from steadyrl import sweep  # noqa: E402
 from steadyrl.checkpoints import load_checkpoint  # noqa: E402
 from steadyrl.errors import UsageError  # noqa: E402
 

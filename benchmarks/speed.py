@@ -290,10 +290,10 @@ def break_even(options: Options) -> None:
     import ddpg_continuous_action as ddpg
     from steadyrl.acceleration import accelerate
     from steadyrl.environments import make_env
-    from steadyrl.setup import set_up_torch
+    from steadyrl.setup import set_up_device
 
     args = arguments("compile", 10**9, options)
-    device, env = set_up_torch(args), make_env(args)
+    device, env = set_up_device(args), make_env(args)
     agent = ddpg.DDPG(env.observation_space, env.action_space, args, device)
     rb = ddpg.ReplayBuffer(1000, env.observation_space, env.action_space, device)
     rb.transitions[:], rb.full = np.random.random(rb.transitions.shape), True

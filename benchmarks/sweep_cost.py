@@ -25,7 +25,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import sweep  # noqa: E402
+from steadyrl import sweep  # noqa: E402
 
 SCRIPT, QUICK = ROOT / "ddpg_continuous_action.py", ROOT / "tests" / "quick_script.py"
 RESULTS = ROOT / "benchmarks" / "results" / "sweep_cost.csv"

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import gymnasium as gym
 import tyro
@@ -120,7 +120,6 @@ class Checkpoints:
     episode_replay: Literal["auto", "plain", "rebuild", "cut"] = "auto"
     """how running episodes come back on --resume: played again (plain), played again with the environment built anew for
     each episode (rebuild), or not, they are cut off (cut); auto finds out before training"""
-    found_replay: ClassVar[str | None] = None  # what `auto` turned out to be; not a flag, and not saved with the flags
     worker_timeout: Positive = 60.0
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
@@ -225,7 +224,8 @@ def check_args(args: RunArgs) -> None:
     for name, packages in OPTIONAL_PACKAGES.items():
         if getattr(args, name) and not all(map(importlib.util.find_spec, packages)):
             needs = f"needs {' and '.join(packages)}, install with: pip install {' '.join(packages)}"
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: {needs}")
+            value = getattr(args, name)
+            raise UsageError(f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}: {needs}")
 
 
 def refuse_removed_flags(args_class: type, argv: list[str]) -> None:

@@ -8,7 +8,7 @@ import math
 import gymnasium as gym
 
 from steadyrl.arguments import RunArgs, check_args
-from steadyrl.environments import make_env
+from steadyrl.environments import make_replayable_env
 from steadyrl.episodes import find_replay
 from steadyrl.errors import EnvError, UsageError, in_one_line
 from steadyrl.replay_buffer import available_memory, buffer_bytes
@@ -23,10 +23,11 @@ REPLAYS = {
 }
 
 
-def check(args: RunArgs) -> None:
+def check(args: RunArgs) -> str:
     """Refuse what cannot be run, before anything is created: check the flags, then build the environment and close it.
 
-    Where `args.episode_replay` is "auto", `args.found_replay` becomes what holds for this environment.
+    Returns:
+        how a running episode comes back: plain, rebuild or cut. (auto, where nothing is trained.)
 
     Raises:
         UsageError: if a flag is wrong, or if the environment does not exist, raises an error, has spaces that the algorithm
@@ -35,7 +36,7 @@ def check(args: RunArgs) -> None:
     check_args(args)
     what = f"--env-id {args.env_id}" + (f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else "")
     try:
-        env = make_env(args, render_mode="rgb_array" if args.capture_video else None)
+        env = make_replayable_env(args, render_mode="rgb_array" if args.capture_video else None)
     except UsageError:  # of the algorithm's wrapper
         raise
     except gym.error.Error as error:
@@ -46,7 +47,7 @@ def check(args: RunArgs) -> None:
     try:
         obs_space, action_space = env.observation_space, env.action_space
         args.check_spaces(obs_space, action_space)
-        needed = buffer_bytes(obs_space.shape[0], math.prod(action_space.shape) or 1, args.buffer_size)
+        needed = buffer_bytes(math.prod(obs_space.shape or ()), math.prod(action_space.shape or ()), args.buffer_size)
         available = available_memory()
         if needed > available:
             raise UsageError(
@@ -55,13 +56,16 @@ def check(args: RunArgs) -> None:
             )
         if args.capture_video:
             check_rendering(env)
-        for change in changes(env.get_wrapper_attr("given_spaces"), (obs_space, action_space)):
+        for change in changes(env.given_spaces, (obs_space, action_space)):
             print(f"{args.env_id}: {change}")
-        if args.episode_replay == "auto" and args.evaluate is None:
-            args.found_replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_env(args, rebuild=rebuild))
-        replay = args.found_replay or args.episode_replay
-        if args.evaluate is None and replay in REPLAYS:
+        replay: str = args.episode_replay
+        if args.evaluate is not None:
+            return replay
+        if replay == "auto":
+            replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_replayable_env(args, rebuild=rebuild))
+        if replay in REPLAYS:
             print(f"{args.env_id}: {REPLAYS[replay]}")
+        return replay
     except EnvError as error:
         raise UsageError(f"{what}: {error}") from error
     finally:
@@ -89,10 +93,10 @@ def check_rendering(env: gym.Env) -> None:
     try:
         import moviepy  # noqa: F401
     except ImportError:
-        raise UsageError("--capture-video True: needs moviepy, install it with: pip install moviepy") from None
+        raise UsageError("--capture-video: needs moviepy, install it with: pip install moviepy") from None
     try:
         env.reset()
         env.render()
     except Exception as error:  # each renderer fails in its own way, down to an AttributeError inside OpenGL
         hint = "" if "install" in str(error) else RENDERING_HINT
-        raise UsageError(f"--capture-video True: {env.spec.id} cannot be rendered ({error!r}){hint}") from error
+        raise UsageError(f"--capture-video: {env.spec and env.spec.id} cannot be rendered ({error!r}){hint}") from error

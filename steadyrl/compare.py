@@ -1,7 +1,7 @@
 """Compare runs over seeds and tasks, as Agarwal et al. (2021) ask for.
 
-    python compare.py "runs/Hopper-v4__*" -o comparison                    # grouped by experiment and settings
-    python compare.py plain="runs/*plain*" strong="runs/*strong*" --baseline plain -o comparison
+    python -m steadyrl.compare "runs/Hopper-v4__*" -o comparison                    # grouped by experiment and settings
+    python -m steadyrl.compare plain="runs/*plain*" strong="runs/*strong*" --baseline plain -o comparison
 
 It reads this repository's run folders (args.json, evaluations.csv) and the TensorBoard folders of CleanRL and of
 stable-baselines3, and writes comparison.png, comparison.pdf and comparison.md. It needs no other file of this repository.

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from steadyrl.arguments import RunArgs
 from steadyrl.episodes import ReplayableEnv, TrainingEnvs
 from steadyrl.errors import EnvError, TrainingError
 from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS
-from steadyrl.spaces import flatten_actions, flatten_observations
+from steadyrl.spaces import Spaces, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
 
@@ -41,7 +41,16 @@ def make_env(
         render_mode: as for gymnasium.make; a video folder needs none.
         rebuild: build it anew for each episode.
     """
-    render_mode = render_mode or ("rgb_array" if video_folder else None)
+    env = make_replayable_env(args, index, render_mode or ("rgb_array" if video_folder else None), rebuild)
+    if video_folder is None:
+        return env
+    return gym.wrappers.RecordVideo(
+        env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name
+    )
+
+
+def make_replayable_env(args: RunArgs, index: int = 0, render_mode: str | None = None, rebuild: bool = False) -> ReplayableEnv:
+    """One environment that is not filmed; the arguments are those of `make_env`."""
     if render_mode and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # and SDL prints an "error:"
@@ -50,21 +59,13 @@ def make_env(
 
         # By default MuJoCo also appends its warnings to a MUJOCO_LOG.TXT in the working directory.
         mujoco.set_mju_user_warning(lambda message: warnings.warn(f"MuJoCo: {message}", stacklevel=2))
-    rendering = {"render_mode": render_mode} if render_mode else {}  # not None: some constructors do not know the argument
+    rendering: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}  # some constructors do not know it
 
-    def build() -> gym.Env:
+    def build() -> tuple[gym.Env, Spaces]:
         env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
-        given = env.observation_space, env.action_space
-        env = flatten_observations(args.wrap(flatten_actions(env)))
-        env.given_spaces = given
-        return env
+        return flatten_observations(args.wrap(flatten_actions(env))), (env.observation_space, env.action_space)
 
-    env = ReplayableEnv(build, index, rebuild)
-    if video_folder is not None:
-        env = gym.wrappers.RecordVideo(
-            env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name
-        )
-    return env
+    return ReplayableEnv(build, index, rebuild)
 
 
 def final_observations(next_obs: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
@@ -96,11 +97,11 @@ class WorkerEnvs(AsyncVectorEnv):
         EnvError: from `step`, naming the worker and its exit status.
     """
 
-    def __init__(self, env_fns: list[Callable[[], gym.Env]], timeout: float, **kwargs):
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], timeout: float, **kwargs: Any):
         self.timeout, self.broken = timeout, False
         super().__init__([partial(in_worker, env_fn) for env_fn in env_fns], **kwargs)
 
-    def step(self, actions):
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         try:
             self.step_async(actions)
             return self.step_wait(self.timeout)
@@ -114,9 +115,9 @@ class WorkerEnvs(AsyncVectorEnv):
             what += [f"worker {index} gave no answer in {self.timeout:g} seconds" for index in silent] if not dead else []
             raise EnvError(f"asynchronous environments: {', '.join(what)}") from error
 
-    def close_extras(self, **kwargs):
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         if not self.broken:
-            super().close_extras(**kwargs)
+            super().close_extras(timeout, terminate)
             return
         for process in self.processes:  # a worker that hangs does not answer a request to close
             process.kill()
@@ -138,21 +139,25 @@ def in_worker(env_fn: Callable[[], gym.Env]) -> gym.Env:
     return env_fn()
 
 
-def make_envs(args: RunArgs, run_name: str) -> TrainingEnvs:
+def make_envs(args: RunArgs, run_name: str, replay: str | None = None) -> TrainingEnvs:
     """The training environments: `num_envs` of them, stepped together, with episode statistics in `infos`.
 
     An environment whose episode ends is reset within the same step: `obs` is then the first observation of the next
     episode and `infos["final_obs"]` holds the last one of the ended episode. (Gymnasium's default, a reset at the
     next step, would put a transition that never happened into the replay buffer after each episode.)
+
+    Args:
+        run_name: names the folder of the videos.
+        replay: how running episodes come back, as `checks.check` found it (None: as --episode-replay says).
     """
     video_folder = Path(args.output, "videos", run_name) if args.capture_video else None
-    replay = args.found_replay or args.episode_replay
-    rebuild = replay == "rebuild"
+    replay = replay or args.episode_replay
     video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     env_fns = [
-        partial(make_env, args, index, None, video_folder if index == 0 else None, video_name, rebuild)
+        partial(make_env, args, index, None, video_folder if index == 0 else None, video_name, replay == "rebuild")
         for index in range(args.num_envs)
     ]
+    envs: gym.vector.VectorEnv
     if args.vectorization == "async":
         envs = WorkerEnvs(env_fns, args.worker_timeout, autoreset_mode=AutoresetMode.SAME_STEP)
     else:

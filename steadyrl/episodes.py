@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from steadyrl.errors import EnvError, in_one_line
+from steadyrl.spaces import Spaces
 
 PROBE_STEPS = 50  # of each of the episodes that `find_replay` plays
 
@@ -43,7 +44,7 @@ class ReplayableEnv(gym.Wrapper):
     `reset` returns what the episode started from in its info, as "start".
 
     Args:
-        build: makes the environment.
+        build: makes the environment, and tells the spaces it had before they were made to fit.
         index: its place among the training environments.
         rebuild: build the environment anew for each episode, because it carries state from one to the next.
 
@@ -51,8 +52,9 @@ class ReplayableEnv(gym.Wrapper):
         EnvError: whatever the environment raises, in one line.
     """
 
-    def __init__(self, build: Callable[[], gym.Env], index: int = 0, rebuild: bool = False):
-        super().__init__(build())
+    def __init__(self, build: Callable[[], tuple[gym.Env, Spaces]], index: int = 0, rebuild: bool = False):
+        env, self.given_spaces = build()
+        super().__init__(env)
         self.build, self.index, self.rebuild = build, index, rebuild
         self.fresh = True
 
@@ -67,7 +69,7 @@ class ReplayableEnv(gym.Wrapper):
         try:
             if self.rebuild and not self.fresh:
                 self.env.close()
-                self.env = self.build()
+                self.env, _ = self.build()
             self.fresh = False
             if "generator" in start:
                 set_generator_state(self.env, start["generator"])

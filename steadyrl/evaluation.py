@@ -68,12 +68,12 @@ def evaluate(
             env.close()
             raise Stopped(signals.stop)
         obs, _ = env.reset(seed=seed + episode)
-        observations, rewards, terminated, truncated = [obs], [], False, False
+        visited, rewards, terminated, truncated = [obs], [], False, False
         while not (terminated or truncated):
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
-            observations.append(obs)
+            visited.append(obs)
             rewards.append(float(reward))
-        observations = np.stack(observations)
+        observations = np.stack(visited)
         values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
         expected = agent.state_value(observations) / args.reward_scale
         surplus = (expected - values).tolist()

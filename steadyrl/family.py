@@ -39,6 +39,12 @@ def removed(script: str, flag: str, value: Any) -> Removed | None:
     return flags.get(f"{flag} {value}") or flags.get(flag)
 
 
+def is_harmless(script: str, flag: str, value: Any) -> bool:
+    """Whether this is a value of a removed flag that did not change what the script did."""
+    gone = removed(script, flag, value)
+    return gone is not None and (gone.harmless is None or value in gone.harmless)
+
+
 def find_script(script: Path) -> Path:
     """The absolute path of a script: one that exists, or the one of this project that has its name.
 

@@ -46,9 +46,9 @@ def check_upload(args: RunArgs) -> None:
     try:
         validate_repo_id(repo_id_of(args))
     except HFValidationError as error:
-        raise UsageError(f"--upload-model True: {error}") from None
+        raise UsageError(f"--upload-model: {error}") from None
     if get_token() is None:
-        raise UsageError("--upload-model True: needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
+        raise UsageError("--upload-model: needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
 
 
 def command_of(args: RunArgs) -> str:

@@ -170,4 +170,4 @@ def start_wandb(args: RunArgs, folder: Path) -> None:
     except wandb.Error as error:
         if args.resume is None:
             shutil.rmtree(folder)
-        raise UsageError(f"--track True: Weights and Biases did not start: {error}") from error
+        raise UsageError(f"--track: Weights and Biases did not start: {error}") from error

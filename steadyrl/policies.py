@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import torch
 
 from steadyrl.agent import Agent
-from steadyrl.environments import make_env
+from steadyrl.environments import make_replayable_env
 from steadyrl.errors import UsageError
 from steadyrl.family import SCRIPTS, find_script, import_script
 from steadyrl.files import replace_file, unused
@@ -49,7 +50,7 @@ def load_agent(
     except (OSError, ImportError, SyntaxError, AttributeError) as error:
         raise UsageError(f"script={script}: must be a training script ({error})") from error
     args = load_args(run_dir, main.args_class)
-    env = make_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos
+    env = make_replayable_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos
     agent = main.agent_class(env.observation_space, env.action_space, args, torch.device(device))
     models = saved_models(run_dir)
     if not models:
@@ -67,14 +68,14 @@ class GreedyPolicy(torch.nn.Module):
     def __init__(self, agent: Agent, action_space: gym.Space):
         super().__init__()
         self.networks = torch.nn.ModuleDict(agent.networks)  # gives their parameters names
-        self.policy, self.bounded = agent.policy, isinstance(action_space, gym.spaces.Box)
-        if self.bounded:
-            self.register_buffer("low", torch.as_tensor(action_space.low, dtype=torch.float32, device=agent.device))
-            self.register_buffer("high", torch.as_tensor(action_space.high, dtype=torch.float32, device=agent.device))
+        self.policy, self.bounds = agent.policy, torch.empty(0)
+        if isinstance(action_space, gym.spaces.Box):
+            bounds = np.stack([action_space.low, action_space.high]).astype(np.float32)
+            self.register_buffer("bounds", torch.as_tensor(bounds, device=agent.device))
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         action = self.policy(observation)
-        return action.clamp(self.low, self.high) if self.bounded else action
+        return action.clamp(*self.bounds) if len(self.bounds) else action
 
 
 def export_onnx(agent: Agent, env: gym.Env, model: Path) -> Path:
@@ -85,7 +86,7 @@ def export_onnx(agent: Agent, env: gym.Env, model: Path) -> Path:
     Returns:
         the file, a new one.
     """
-    observations = torch.zeros(2, *env.observation_space.shape, device=agent.device)
+    observations = torch.zeros(2, *(env.observation_space.shape or ()), device=agent.device)
     with quiet_exporter():
         program = torch.onnx.export(
             GreedyPolicy(agent, env.action_space).eval(),

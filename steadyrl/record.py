@@ -12,7 +12,7 @@ import torch
 
 from steadyrl.arguments import A, RunArgs, script_name
 from steadyrl.errors import UsageError
-from steadyrl.family import removed
+from steadyrl.family import is_harmless, removed
 
 # What the scripts need, by the names of the distributions.
 DEPENDENCIES = (
@@ -81,11 +81,12 @@ def current_args(script: str, args_class: type, saved: dict[str, Any]) -> dict[s
     """
     names, values = {field.name for field in dataclasses.fields(args_class)}, {}
     for name, value in saved.items():
-        gone = removed(script, name, value)
-        if gone and gone.harmless is not None and value not in gone.harmless:
+        if is_harmless(script, name, value):
+            continue
+        if gone := removed(script, name, value):
             raise UsageError(f"was trained with --{name.replace('_', '-')} {value}: {gone.went}")
         if name in names:
             values[name] = value
-        elif gone is None:
+        else:
             print(f"this version of {script}.py has no --{name.replace('_', '-')}; it was {value}")
     return values

@@ -57,8 +57,7 @@ class Run:
     """
 
     def __init__(self, args: RunArgs):
-        check(args)
-        self.args = args
+        self.args, self.replay = args, check(args)
         self.device = set_up_device(args)
         check_mode(args, self.device)
         self.random = RandomNumbers(args.seed)
@@ -136,7 +135,7 @@ class Run:
         """The training environments, at their first observations. Afterwards networks are initialised from the run's seed."""
         random.seed(self.args.seed)  # for environments that draw from the global generators; training itself does not
         np.random.seed(self.args.seed)
-        envs = make_envs(self.args, self.folder.name)
+        envs = make_envs(self.args, self.folder.name, self.replay)
         with contextlib.ExitStack() as stack:
             stack.callback(envs.close)
             envs.reset(seed=self.args.seed)
@@ -154,11 +153,12 @@ class Run:
             TypeError: if the agent has a part that no checkpoint would hold.
         """
         agent.check_parts()
-        parts = {"agent": agent, "environments": envs, "replay_buffer": rb, "random": self.random}
-        for name, part in parts.items() if self.checkpoint else ():
-            part.load_state_dict(self.checkpoint[name])
-        for name, part in others.items() if self.checkpoint else ():
-            part.load_state_dict(self.checkpoint["others"][name])
+        parts: dict[str, Stateful] = {"agent": agent, "environments": envs, "replay_buffer": rb, "random": self.random}
+        if self.checkpoint is not None:
+            for name, part in parts.items():
+                part.load_state_dict(self.checkpoint[name])
+            for name, part in others.items():
+                part.load_state_dict(self.checkpoint["others"][name])
         self.agent, self.envs, self.parts, self.others = agent, envs, parts, others  # whole now: what is saved after an error
         if self.checkpoint is None:
             return
@@ -214,7 +214,9 @@ class Run:
         self.before_acting = []
         self.log.step(self.global_step, infos)
         self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
-        save_due = self.due(self.args.checkpoint_frequency) or self.signals.save or self.signals.stop or not self.unfinished
+        save_due = (
+            self.due(self.args.checkpoint_frequency) or bool(self.signals.save or self.signals.stop) or not self.unfinished
+        )
         log_due = self.due(LOG_FREQUENCY) or not self.unfinished
         if log_due or self.evaluation_due or save_due:
             self.check_losses()

@@ -1,17 +1,17 @@
 """Many runs of a script, environments x settings x seeds: side by side on this machine, or as an array of SLURM jobs.
 
-    python sweep.py --env-ids Hopper-v4 Walker2d-v4 --settings plain= strong="--critic-loss huber" --seeds 1 2 3
-    python sweep.py (the same) --status                                  # a table of the runs; starts nothing
-    python sweep.py (the same) --engine slurm --partition long --time 240 --sbatch account=lab
+    python -m steadyrl.sweep --env-ids Hopper-v4 Walker2d-v4 --settings plain= strong="--critic-loss huber" --seeds 1 2 3
+    python -m steadyrl.sweep (the same) --status                                  # a table of the runs; starts nothing
+    python -m steadyrl.sweep (the same) --engine slurm --partition long --time 240 --sbatch account=lab
 
 The same command again goes on with the runs that are not finished and that nobody works on; run folders and logs are the only
 record. A run that was stopped, preempted, killed or out of time ends as it would have without that, bit for bit. What the
-runs print is in runs/.sweep/, a file for each; what submitit needs for the jobs of SLURM is in runs/.sweep/slurm/.
+runs print is in runs/.sweep/, a file for each; what submitit needs for the jobs of SLURM is in runs/.sweep/slurm/. The jobs of
+SLURM import this package: it must be installed on the nodes, or be in the folder where the sweep is started.
 """
 
 import contextlib
 import csv
-import importlib
 import json
 import os
 import re
@@ -34,6 +34,7 @@ from tqdm import tqdm
 from steadyrl import arguments
 from steadyrl.arguments import check_args, parse_args
 from steadyrl.errors import UsageError
+from steadyrl.family import find_script, import_script, is_harmless
 
 LOGS = Path("runs/.sweep")
 SLURM_FOLDER, PLAN = LOGS / "slurm", LOGS / "plan.json"
@@ -47,7 +48,7 @@ FAILED = "sweep: failed"  # begins the last line in the log of a failed run
 class Runs:
     """What is run, and where."""
 
-    script: Path = Path("ddpg_continuous_action.py")  # the training script
+    script: Path = Path("ddpg_continuous_action.py")  # the training script: one of this project, or the path of your own
     env_ids: tuple[str, ...] = ()  # the environments (none: the default of the script)
     settings: tuple[str, ...] = ("",)  # NAME=FLAGS, as in strong="--tau 0.01"; --exp-name becomes <script>-NAME
     seeds: tuple[int, ...] = ()  # the seeds (none: those that --num-seeds and --start-seed give)
@@ -83,6 +84,7 @@ class Job:
     script: Path
     flags: list[str]
     args: dict[str, Any]  # as args.json holds them
+    defaults: dict[str, Any] = field(default_factory=dict)  # of the script's flags, which a run of an older version may lack
     fruitless_starts: int = 0
     process: Popen | None = field(default=None, init=False)
 
@@ -103,11 +105,12 @@ class Job:
         return "\n".join([line for line in text.splitlines() if line][-number:])
 
     def folder(self) -> Path | None:
-        """The newest run folder with exactly these arguments."""
-        found = []
+        """The newest run folder with exactly these arguments, also if an older version of the script made it."""
+        found, script = [], self.script.stem
         for path in Path("runs").glob(f"{self.name}__*/args.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged
-                if json.loads(path.read_text())["args"] == self.args:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged
+                saved = json.loads(path.read_text())["args"].items()
+                if self.defaults | {name: value for name, value in saved if not is_harmless(script, name, value)} == self.args:
                     found.append(path)
         return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
@@ -134,6 +137,10 @@ class Job:
             state = "failed" if self.last_lines(1).startswith(FAILED) else "interrupted" if folder else "new"
         return state, step, evaluation, seconds_left
 
+    def command(self, folder: Path | None) -> list[str]:
+        """What starts the run, or resumes it in its folder."""
+        return [sys.executable, str(self.script), *(["--resume", str(folder)] if folder else self.flags)]
+
     def start(self) -> Literal["started", "finished", "busy"]:
         """Start the run or resume it, unless it is finished or another process trains it (busy)."""
         with open(self.log, "ab", buffering=0) as log:
@@ -143,7 +150,7 @@ class Job:
             if not locked or (folder and is_locked(folder / ".lock")):
                 return "busy"
             self.first_step = self.status({self.log.name: "running"})[1]
-            command = [sys.executable, str(self.script), *(["--resume", str(folder)] if folder else self.flags)]
+            command = self.command(folder)
             log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
             # SLURM sends SIGUSR2 to every process of a job, also to a script too young to handle it. A block is inherited.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
@@ -225,12 +232,13 @@ def plan(options: Options) -> list[Job]:
     uses_slurm(options)
     if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
         raise UsageError("--settings: each must have a name of its own")
-    sys.path.insert(0, str(options.script.resolve().parent))
     try:
-        args_class = importlib.import_module(options.script.stem).Args
-    except (ImportError, SyntaxError, AttributeError) as error:
+        script = find_script(options.script)
+        args_class = import_script(script).Args
+    except (OSError, ImportError, SyntaxError, AttributeError) as error:
         raise UsageError(f"--script {options.script}: must be a training script ({error})") from None
     default, jobs = args_class(), []
+    defaults = as_saved(default)
     for setting in options.settings:
         name, _, text = setting.partition("=")
         try:
@@ -245,10 +253,9 @@ def plan(options: Options) -> list[Job]:
                     args = replace(common, env_id=env_id, exp_name=exp_name, seed=seed)
                     check_args(args)
                     own_flags = ["--env-id", env_id, "--exp-name", exp_name, "--seed", str(seed)]
-                    as_saved = json.loads(json.dumps(asdict(args), default=str))
-                    jobs.append(Job(options.script, [*flags, *own_flags], as_saved))
+                    jobs.append(Job(script, [*flags, *own_flags], as_saved(args), defaults))
                 if not options.status:
-                    from steadyrl.environments import check  # imports PyTorch, which the table does without
+                    from steadyrl.checks import check  # imports PyTorch, which the table does without
 
                     check(args)
         except (UsageError, ValueError) as error:
@@ -256,18 +263,25 @@ def plan(options: Options) -> list[Job]:
     return jobs
 
 
+def as_saved(args: arguments.RunArgs) -> dict[str, Any]:
+    """Arguments as args.json holds them."""
+    return dict(json.loads(json.dumps(asdict(args), default=str)))
+
+
 def planned(options: Options) -> list[Job]:
     """What `plan` gives. For --status it comes from a file, if the last plan in this folder was for the same options and the
     flags have not changed since: importing the script, and PyTorch with it, takes seconds."""
     sources = (options.script, Path(__file__), Path(arguments.__file__))
     asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or one of an older version
         saved = json.loads(PLAN.read_text())
         if options.status and saved["asked"] == asked:
-            return [Job(options.script, flags, args) for flags, args in saved["jobs"]]
+            return [Job(Path(script), flags, args, defaults) for script, flags, args, defaults in saved["jobs"]]
     jobs = plan(options)
     PLAN.parent.mkdir(parents=True, exist_ok=True)
-    PLAN.write_text(json.dumps({"asked": asked, "jobs": [(job.flags, job.args) for job in jobs]}))
+    PLAN.write_text(
+        json.dumps({"asked": asked, "jobs": [(str(job.script), job.flags, job.args, job.defaults) for job in jobs]})
+    )
     return jobs
 
 
@@ -329,7 +343,7 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if signals:
-        print(f"stopped, to go on: python {shlex.join(sys.argv)}")
+        print(f"stopped, to go on: python -m steadyrl.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}")
     return 128 + signals[0] if signals else min(failures, 1)
 
 
@@ -358,11 +372,8 @@ def read_queue(patience: float) -> dict[str, str]:
 
 def submit(jobs: list[Job], options: Options) -> None:
     """Submit the jobs as an array, or as several where SLURM limits its size."""
-    import cloudpickle
     import submitit
 
-    for module in {type(job).__module__ for job in jobs} | {Job.__module__}:
-        cloudpickle.register_pickle_by_value(sys.modules[module])  # a job need not find and import this file
     executor = submitit.SlurmExecutor(SLURM_FOLDER, max_num_timeout=1_000_000)
     executor.update_parameters(job_name=options.script.stem, partition=options.partition, constraint=options.constraint)
     memory = options.memory and f"{options.memory}GB"
@@ -409,4 +420,6 @@ def main(options_class: type = Options, work: Callable[[Any], int] = lambda opti
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from steadyrl import sweep as imported  # jobs are pickled by reference, and no other process has this __main__
+
+    sys.exit(imported.main())

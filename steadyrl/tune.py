@@ -1,10 +1,10 @@
 """Tune the flags of a script with Optuna: trials of several seeds, side by side on this machine or as jobs of SLURM.
 
-    pip install optuna==5.0.0
-    python tune.py --env-ids Hopper-v4 --settings short="--total-timesteps 200000" --trials 50     # the flags of sweep.py
-    python tune.py (the same) --engine slurm --workers 10 --time 240                               # ten trials side by side
+    pip install "steadyrl[tune]"      # or, in a clone: pip install optuna==5.0.0
+    python -m steadyrl.tune --env-ids Hopper-v4 --settings short="--total-timesteps 200000" --trials 50
+    python -m steadyrl.tune (the same) --engine slurm --workers 10 --time 240              # ten trials side by side
 
-A trial trains a setting on all seeds at once; its value is the mean over seeds and the last five evaluations, and it is pruned
+It takes the flags of steadyrl.sweep. A trial trains a setting on all seeds at once; its value is the mean over seeds and the last five evaluations, and it is pruned
 if its best mean so far is below the median of the complete trials. The first one has the script's own setting. What is tried
 stands in tune.toml. The same command again goes on: a trial whose worker was killed is taken up from its run folders. Journal
 and logs are in runs/.sweep/.
@@ -21,7 +21,7 @@ from statistics import mean
 from typing import Any
 
 import filelock
-import sweep
+from steadyrl import sweep
 
 from steadyrl.errors import UsageError
 
@@ -32,7 +32,7 @@ class Tuning:
 
     space: Path = Path(__file__).parent / "tune.toml"  # the search space: a file with a table for the script
     trials: int = 50  # trials in all
-    worker: bool = False  # be one of the workers: for tune.py itself
+    worker: bool = False  # be one of the workers: for the tuner itself
 
 
 @dataclass
@@ -44,6 +44,9 @@ class Options(Tuning, sweep.Runs, sweep.Slurm):
 
 class Worker(sweep.Job):
     """A process that works on one trial after the other. For a sweep it is a run; its steps are those of all trials."""
+
+    def command(self, folder: Path | None) -> list[str]:
+        return [sys.executable, "-m", "steadyrl.tune", *self.flags]
 
     def status(self, queue: dict[str, str]) -> tuple[str, int, None, None]:
         found = sorted(Path("runs").glob(f"{self.name.rpartition('__')[0]}-*/checkpoints/*.pt"))  # of each run the last is kept
@@ -138,7 +141,7 @@ def tune(options: Options) -> int:
         workers = options.workers or max(1, os.cpu_count() // len(tuner.seeds))
         steps = {"total_timesteps": options.trials * len(tuner.seeds) * tuner.args["total_timesteps"]}
         jobs = tuner.jobs(tuner.name, {}, seeds=tuple(range(workers)))
-        jobs = [Worker(Path(__file__).resolve(), [*sys.argv[1:], "--worker"], job.args | steps) for job in jobs]
+        jobs = [Worker(job.script, [*sys.argv[1:], "--worker"], job.args | steps) for job in jobs]
         os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
         status = sweep.sweep(jobs, replace(options, workers=workers, cpus=options.cpus * len(tuner.seeds)))
     states = [trial.state.name.lower() for trial in tuner.study.trials]
@@ -151,4 +154,6 @@ def tune(options: Options) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(sweep.main(Options, tune))
+    from steadyrl import tune as imported  # as in steadyrl.sweep
+
+    sys.exit(sweep.main(imported.Options, imported.tune))

@@ -57,7 +57,7 @@ def trained(accelerate: str, device: str = "cpu", updates: int = 12, num_actions
     torch.manual_seed(0), np.random.seed(0)
     spaces = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.Box(-2, 2, (num_actions,), np.float32)
     args = quick_args(accelerate=accelerate, cuda=device == "cuda", **(COMPILED_ONCE | changes))
-    setup.set_up_torch(args)  # as a run does: its settings are part of the key in torch's cache
+    setup.set_up_device(args)  # as a run does: its settings are part of the key in torch's cache
     agent, rb = ddpg.DDPG(*spaces, args, torch.device(device)), filled_buffer(torch.device(device), spaces, args.n_steps)
     agent = accelerated(agent, args.accelerate, rb)
     np.random.seed(0)
@@ -345,9 +345,9 @@ def test_threads_and_precision(monkeypatch):
     """Two threads at most if none are asked for, whatever the machine has."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
-        setup.set_up_torch(quick_args(num_threads=3, matmul_precision="high"))
+        setup.set_up_device(quick_args(num_threads=3, matmul_precision="high"))
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (3, "high")
-        setup.set_up_torch(quick_args())
+        setup.set_up_device(quick_args())
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "highest")
     finally:
         torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, quick_args
 from torch.utils.tensorboard import SummaryWriter
 
-import compare
+from steadyrl import compare
 
 STEPS = (100, 200, 300, 400, 500, 600)
 

@@ -76,7 +76,7 @@ def trained(script, mode: str, num_actions: int = 1, **changes):
     """An agent after twelve updates, and what these returned: of Pendulum-v1's sizes, or CartPole-v1's, as in `CASES`."""
     torch.manual_seed(0)
     args = quick_args(script, **(COMPILED_ONCE | changes))
-    setup.set_up_torch(args)
+    setup.set_up_device(args)
     box = gym.spaces.Box(-2, 2, (num_actions,), np.float32)
     spaces = gym.spaces.Box(-1, 1, (4 if script is dqn else 3,), np.float32), gym.spaces.Discrete(2) if script is dqn else box
     rb = script.ReplayBuffer(200, *spaces, "cpu", handle_timeout_termination=False)

@@ -17,7 +17,7 @@ from fingerprint import fingerprint
 from helpers import ROOT
 from one_node_slurm import jobs_of_slurm, wait_for
 
-import sweep
+from steadyrl import sweep
 from steadyrl import environments
 
 QUICK = ROOT / "tests" / "quick_script.py"

@@ -12,10 +12,10 @@ import pytest
 from helpers import ROOT
 from one_node_slurm import is_gone, jobs_of_slurm, wait_for
 
-import sweep
+from steadyrl import sweep
 
 optuna = pytest.importorskip("optuna")
-import tune  # noqa: E402
+from steadyrl import tune  # noqa: E402
 
 TOY = ROOT / "tests" / "toy_script.py"
 SPACE = '[toy_script]\nx = { low = 0.0, high = 1.0 }\ny = ["left", "right"]\n'
