@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from steadyrl import command_line
-from steadyrl.agent import Agent, training_mode
+from steadyrl.agent import Agent, Losses, training_mode
 from steadyrl.arguments import (
     Checkpoints,
     Count,
@@ -157,6 +157,9 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """mu(s): (N, O) observations to (N, A) actions inside the bounds of the action space."""
 
+    action_scale: torch.Tensor
+    action_bias: torch.Tensor
+
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
         self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
@@ -219,11 +222,10 @@ class DDPG(Agent):
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
         return -self.critic(batch.observations, self.actor(batch.observations)).mean()
 
-    def update(self, batch: ReplayBufferSamples, update_policy: bool) -> dict[str, torch.Tensor]:
+    def update(self, batch: ReplayBufferSamples, update_policy: bool) -> Losses:
         """One step of the critic and, if asked, one of the actor and of both target networks.
 
-        Returns:
-            detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss.
+        Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss.
         """
         with training_mode(self.critic, self.batch_normalized):
             q_loss, q_values = self.critic_loss(batch)
@@ -258,15 +260,13 @@ def train(args: Args) -> Path:
     """Algorithm 1 of Lillicrap et al. (2016), then an evaluation of the best model. Returns the run's folder.
 
     Raises:
-        UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if the run cannot go on: a value is not finite, the disk stays full, an environment fails.
-        Stopped: after a checkpoint, if a signal asked for it.
+        UsageError, TrainingError, Stopped: as `steadyrl.run.Run` says.
     """
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = DDPG(*spaces, args, run.device)
-        n_step = {"n_steps": args.n_steps, "gamma": args.gamma}
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, random=run.random, **n_step)
+        n_steps, gamma = args.n_steps, args.gamma
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random, n_steps=n_steps, gamma=gamma)
         scale, steps = (args.exploration_noise, args.exploration_noise_end), args.exploration_fraction * args.total_timesteps
         noise = ExplorationNoise(args.noise, envs.action_space, run.random, *scale, steps)
         run.resume(agent, envs, rb, noise=noise)  # a checkpoint is these; a resumed run has them restored

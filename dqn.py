@@ -20,6 +20,7 @@ trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goe
 import copy
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from steadyrl import command_line
-from steadyrl.agent import Agent
+from steadyrl.agent import Agent, Losses
 from steadyrl.arguments import (
     Checkpoints,
     Count,
@@ -162,13 +163,9 @@ class DQN(Agent):
         super().__init__(observation_space, action_space, args, device)
         self.q_network = QNetwork(observation_space, action_space, args).to(device)
         self.target_network = copy.deepcopy(self.q_network).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.q_network.parameters(),
-            lr=args.learning_rate,
-            weight_decay=0.0,
-            fused=True,
-            capturable=device.type == "cuda",  # step counts are then on the device, where a graph can increase them
-        )
+        capturable = device.type == "cuda"  # step counts are then on the device, where a graph can increase them
+        adam = partial(torch.optim.AdamW, weight_decay=0.0, fused=True, capturable=capturable)
+        self.optimizer = adam(self.q_network.parameters(), lr=args.learning_rate)
         self.networks = {"q_network": self.q_network, "target_network": self.target_network}
         self.optimizers = {"q_network": self.optimizer}
 
@@ -199,11 +196,10 @@ class DQN(Agent):
         q_values = self.q_network(batch.observations).gather(1, batch.actions.long()).squeeze(1)
         return F.mse_loss(q_values, td_target), q_values
 
-    def update(self, batch: ReplayBufferSamples, update_policy: bool = True) -> dict[str, torch.Tensor]:
+    def update(self, batch: ReplayBufferSamples, update_policy: bool = True) -> Losses:
         """One step of the Q-network, and so of the policy.
 
-        Returns:
-            detached scalars, still on the device: q_loss and q_est.
+        Returns detached scalars, still on the device: q_loss and q_est.
         """
         q_loss, q_values = self.q_loss(batch)
         self.optimizer.zero_grad()
@@ -227,14 +223,12 @@ def train(args: Args) -> Path:
     """Algorithm 1 of Mnih et al. (2015), then an evaluation of the best model. Returns the run's folder.
 
     Raises:
-        UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if the run cannot go on: a value is not finite, the disk stays full, an environment fails.
-        Stopped: after a checkpoint, if a signal asked for it.
+        UsageError, TrainingError, Stopped: as `steadyrl.run.Run` says.
     """
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = DQN(*spaces, args, run.device)
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, random=run.random)
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random)
         run.resume(agent, envs, rb)  # a checkpoint is these; a resumed run has them restored
         agent = run.accelerated(agent)  # compiled or captured at its first real calls
         obs = envs.observations

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from steadyrl import command_line
-from steadyrl.agent import Agent, training_mode
+from steadyrl.agent import Agent, Losses, training_mode
 from steadyrl.arguments import (
     Checkpoints,
     Count,
@@ -91,8 +91,7 @@ class Learning:
     weight_decay: NonNegative = 0.0
     """decoupled weight decay, as in AdamW (0: plain Adam)"""
     n_steps: Count = 1
-    """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
-    after the first are not corrected for the exploration in them)"""
+    """rewards that a TD target sums before it bootstraps (1: the paper's; later ones are not corrected for exploration)"""
     critic_loss: Literal["mse", "huber"] = "mse"
     """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards"""
     num_critics: Count = 2
@@ -159,6 +158,9 @@ class Actor(nn.Module):
     """pi(a|s), a Gaussian squashed by tanh: (N, O) observations and (N, A) standard normal noise to (N, A) actions inside the
     bounds of the action space and their (N,) log probabilities. Zero noise, or none, gives the greedy action."""
 
+    action_scale: torch.Tensor
+    action_bias: torch.Tensor
+
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
         self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
@@ -189,7 +191,7 @@ class SAC(Agent):
         # In evaluation mode: batch normalisation uses its running statistics where `training_mode` does not say otherwise.
         self.batch_normalized = "batch" in (args.normalization, args.critic_normalization)
         self.actor = Actor(observation_space, action_space, args).to(device).eval()
-        critics = [Critic(observation_space, action_space, args) for _ in range(args.num_critics)]
+        critics = (Critic(observation_space, action_space, args) for _ in range(args.num_critics))
         self.critics = nn.ModuleList(critics).to(device).eval()
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         alpha = torch.tensor(1.0 if args.autotune else args.alpha, dtype=torch.float64, device=device)
@@ -255,13 +257,12 @@ class SAC(Agent):
 
     def update(
         self, batch: ReplayBufferSamples, noise: torch.Tensor, update_policy: bool, update_targets: bool = True
-    ) -> dict[str, torch.Tensor]:
+    ) -> Losses:
         """One step of the critics and, if asked, `policy_frequency` of the actor and the temperature, and one of the targets.
 
         `noise`, (1 + policy_frequency, B, A) standard normal, is for the critics' targets, then for each step of the actor.
 
-        Returns:
-            detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
+        Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
         """
         with training_mode(self.critics, self.batch_normalized):
             q_loss, q_values = self.critic_loss(batch, noise[0])
@@ -304,15 +305,13 @@ def train(args: Args) -> Path:
     """Algorithm 1 of Haarnoja et al. (1812.05905), then an evaluation of the best model. Returns the run's folder.
 
     Raises:
-        UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if the run cannot go on: a value is not finite, the disk stays full, an environment fails.
-        Stopped: after a checkpoint, if a signal asked for it.
+        UsageError, TrainingError, Stopped: as `steadyrl.run.Run` says.
     """
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = SAC(*spaces, args, run.device)
-        n_step = {"n_steps": args.n_steps, "gamma": args.gamma}
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, random=run.random, **n_step)
+        n_steps, gamma = args.n_steps, args.gamma
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random, n_steps=n_steps, gamma=gamma)
         run.resume(agent, envs, rb)  # a checkpoint is these; a resumed run has them restored
         agent = run.accelerated(agent)  # compiled or captured at its first real calls
         obs = envs.observations

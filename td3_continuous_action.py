@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from steadyrl import command_line
-from steadyrl.agent import Agent
+from steadyrl.agent import Agent, Losses
 from steadyrl.arguments import (
     Checkpoints,
     Count,
@@ -209,11 +209,10 @@ class TD3(Agent):
         """Minus the mean of the first critic's Q(s, mu(s)): its gradient is the deterministic policy gradient."""
         return -self.critics[0](batch.observations, self.actor(batch.observations)).mean()
 
-    def update(self, batch: ReplayBufferSamples, noise: torch.Tensor, update_policy: bool) -> dict[str, torch.Tensor]:
+    def update(self, batch: ReplayBufferSamples, noise: torch.Tensor, update_policy: bool) -> Losses:
         """One step of the critics and, if asked, one of the actor and of all target networks; `noise` as in `critic_loss`.
 
-        Returns:
-            detached scalars, still on the device: q_loss, q_est (the first critic's) and, with `update_policy`, actor_loss.
+        Returns detached scalars, still on the device: q_loss, q_est (the first critic's) and, with `update_policy`, actor_loss.
         """
         q_loss, q_values = self.critic_loss(batch, noise)
         descend(q_loss, self.critic_optimizer)
@@ -244,15 +243,13 @@ def train(args: Args) -> Path:
     """Algorithm 1 of Fujimoto et al. (2018), then an evaluation of the best model. Returns the run's folder.
 
     Raises:
-        UsageError: before anything is created, if the arguments or the environment do not fit.
-        TrainingError: if the run cannot go on: a value is not finite, the disk stays full, an environment fails.
-        Stopped: after a checkpoint, if a signal asked for it.
+        UsageError, TrainingError, Stopped: as `steadyrl.run.Run` says.
     """
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = TD3(*spaces, args, run.device)
-        n_step = {"n_steps": args.n_steps, "gamma": args.gamma}
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, n_envs=args.num_envs, random=run.random, **n_step)
+        n_steps, gamma = args.n_steps, args.gamma
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random, n_steps=n_steps, gamma=gamma)
         scale, steps = (args.exploration_noise, args.exploration_noise_end), args.exploration_fraction * args.total_timesteps
         noise = ExplorationNoise("gaussian", envs.action_space, run.random, *scale, steps)
         run.resume(agent, envs, rb, noise=noise)  # a checkpoint is these; a resumed run has them restored

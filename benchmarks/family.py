@@ -7,7 +7,6 @@ of each seed that reached the goal, and the time from the start of training to i
 """
 
 import statistics
-import sys
 
 import recipes
 from matplotlib.figure import Figure
@@ -67,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

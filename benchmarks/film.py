@@ -2,13 +2,14 @@
 
     python benchmarks/film.py runs/<run name> benchmarks/results/pendulum.gif
 
-The start is always that of the first of the episodes which the result is made of: no episode is chosen.
+It always starts as the first episode of the final evaluation does: no episode is chosen.
 """
 
 import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from PIL import Image
@@ -37,16 +38,17 @@ class Options:
 
 
 def film(run: Path) -> list[Image.Image]:
-    """The pictures of the episode's first seconds, as many a second as the GIF shows."""
+    """The pictures of the episode's first seconds, as many per second as the GIF shows."""
     agent, env = load_agent(run, render_mode="rgb_array")
     stride = max(1, round(env.metadata.get("render_fps", 30) / FRAMES_PER_SECOND))
     obs, _ = env.reset(seed=FINAL_EVALUATION_SEED)
-    pictures, step, ended = [Image.fromarray(env.render())], 0, False
+    render: Any = env.render  # an array, with this mode
+    pictures, step, ended = [Image.fromarray(render())], 0, False
     while not ended and len(pictures) < SECONDS * FRAMES_PER_SECOND:
         obs, _, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
         step, ended = step + 1, terminated or truncated
         if step % stride == 0:
-            pictures.append(Image.fromarray(env.render()))
+            pictures.append(Image.fromarray(render()))
     env.close()
     return pictures
 

@@ -49,6 +49,11 @@ CONTINUOUS += [
 ]
 TASKS = {
     "ddpg_continuous_action": CONTINUOUS,
+    "td3_continuous_action": [
+        f"--env-id {env_id} --num-envs {environments}"
+        for env_id in ("Hopper-v4", "Pendulum-v1", "Ant-v5")
+        for environments in ("1", "3", "3 --vectorization async")
+    ],
     "sac_continuous_action": [
         f"--env-id {env_id} --num-envs {environments}"
         for env_id in (
@@ -71,7 +76,9 @@ TASKS = {
 class Options:
     """Kill and resume."""
 
-    script: Literal[*TASKS] = "ddpg_continuous_action"
+    script: Literal["ddpg_continuous_action", "td3_continuous_action", "sac_continuous_action", "dqn"] = (
+        "ddpg_continuous_action"
+    )
     """whose runs"""
     trials: int = 20
     """runs to kill"""
@@ -104,7 +111,7 @@ def reference(script: str, task: str) -> tuple[dict[str, str], float]:
     """The fingerprint of a run left alone, and the seconds from its first line to its end."""
     with tempfile.TemporaryDirectory() as cwd:
         run = start(cwd, script, *FLAGS.split(), *task.split())
-        for line in run.stdout:
+        for line in run.stdout or ():
             if line.startswith("training on"):
                 break
         begin = time.perf_counter()
@@ -120,7 +127,7 @@ def trial(script: str, task: str, expected: dict[str, str], after: int, delay: f
     """
     with tempfile.TemporaryDirectory() as cwd:
         run = start(cwd, script, *FLAGS.split(), *task.split())
-        for line in run.stdout:
+        for line in run.stdout or ():
             if line.startswith("training on"):
                 break
         run_dir = next(Path(cwd, "runs").iterdir())

@@ -1,6 +1,6 @@
 """The recipes of the README: tasks, the one command that solves each, and what it reached over seeds.
 
-    python benchmarks/recipes.py --task pendulum --seeds 1 2 3 --workers 2   # run what has no result yet, by sweep.py
+    python benchmarks/recipes.py --task pendulum --seeds 1 2 3 --workers 2   # run what has no result yet, by steadyrl.sweep
     python benchmarks/recipes.py --readme                                    # write the README's table from the results
 
 The results of finished runs go to benchmarks/results/recipes.csv, a row per seed, and their evaluations to
@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
     script: str = "ddpg_continuous_action.py"
 
 
-SAC, DQN = "sac_continuous_action.py", "dqn.py"
+TD3, SAC, DQN = "td3_continuous_action.py", "sac_continuous_action.py", "dqn.py"
 INVERTED_PENDULUM = (  # what the recipes for it share
     """--env-kwargs '{"reset_noise_scale": 0.2}' --total-timesteps 150000 --learning-starts 5000 --eval-frequency 5000 """
     "--eval-episodes 20 --target-return 990 --num-envs 32 --gradient-steps 8 --batch-size 128 --hidden-sizes 64 64 "
@@ -70,13 +70,8 @@ LUNAR_LANDER_DQN = (
     "--train-frequency 4 --target-network-frequency 1000 --learning-rate 5e-4 --hidden-sizes 128 128 "
     "--exploration-fraction 0.2 --buffer-size 200000"
 )
-STABLE = (  # the README's flags for one critic that does not overestimate
-    "--critic-loss expectile --expectile 0.3 --policy-noise 0.2 --noise-clip 0.5 --critic-normalization layer --n-steps 3 "
-    "--critic-learning-rate 1e-3 --learning-starts 10000"
-)
-TD3 = (  # the README's flags with two critics
-    "--num-critics 2 --policy-noise 0.2 --critic-learning-rate 1e-3 --learning-starts 10000 --batch-size 128 "
-    "--eval-frequency 25000"
+TWO_CRITICS = (  # for MuJoCo's tasks
+    "--critic-learning-rate 1e-3 --learning-starts 10000 --batch-size 128 --eval-frequency 25000"
 )
 BOX2D = 'pip install "gymnasium[box2d]==1.4.0"'
 RECIPES = {
@@ -95,7 +90,8 @@ RECIPES = {
     ),
     "lunar_lander": Recipe(
         "LunarLanderContinuous-v3",
-        f"--total-timesteps 500000 --eval-frequency 10000 --eval-episodes 50 --final-episodes 100 --target-return 260 {STABLE} "
+        "--total-timesteps 500000 --learning-starts 10000 --eval-frequency 10000 --eval-episodes 100 --final-episodes 100 "
+        "--target-return 260 --n-steps 3 --critic-loss huber --normalization layer --critic-learning-rate 1e-3 "
         "--exploration-noise 0.2 --batch-size 128 --buffer-size 300000",
         230,
         BOX2D,
@@ -153,9 +149,9 @@ RECIPES = {
     ),
     "hopper_sac": Recipe("Hopper-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC),
     "half_cheetah_sac": Recipe("HalfCheetah-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC),
-    "hopper_td3": Recipe("Hopper-v4", TD3, None, algorithm="DDPG, two critics"),
-    "half_cheetah_td3": Recipe("HalfCheetah-v4", TD3, None, algorithm="DDPG, two critics"),
-    "walker2d_td3": Recipe("Walker2d-v4", TD3, None, algorithm="DDPG, two critics"),
+    "hopper_td3": Recipe("Hopper-v4", TWO_CRITICS, None, algorithm="TD3", script=TD3),
+    "half_cheetah_td3": Recipe("HalfCheetah-v4", TWO_CRITICS, None, algorithm="TD3", script=TD3),
+    "walker2d_td3": Recipe("Walker2d-v4", TWO_CRITICS, None, algorithm="TD3", script=TD3),
     "hopper": Recipe("Hopper-v4", "", None),
     "half_cheetah": Recipe("HalfCheetah-v4", "", None),
     "walker2d": Recipe("Walker2d-v4", "", None),
@@ -181,7 +177,7 @@ class Options:
     workers: int = 2
     """runs side by side, one thread each"""
     engine: Literal["auto", "local", "slurm"] = "auto"
-    """this machine or SLURM, as in sweep.py"""
+    """this machine or SLURM, as in steadyrl.sweep"""
     status: bool = False
     """show where each run is, and start nothing"""
     readme: bool = False

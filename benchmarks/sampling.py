@@ -26,10 +26,8 @@ def main(cuda: bool = False, transitions: int = 1_000_000, batch_size: int = 256
     """Measure all three and print them."""
     device = torch.device("cuda" if cuda else "cpu")
     spaces = gym.spaces.Box(-1, 1, (11,), np.float32), gym.spaces.Box(-1, 1, (3,), np.float32)
-    theirs, ours = (
-        buffer(transitions, *spaces, device, handle_timeout_termination=False)
-        for buffer in (buffers.ReplayBuffer, replay_buffer.ReplayBuffer)
-    )
+    theirs = buffers.ReplayBuffer(transitions, *spaces, device, handle_timeout_termination=False)
+    ours = replay_buffer.ReplayBuffer(transitions, *spaces, device)
     ours.transitions[:] = np.random.default_rng(0).random(ours.transitions.shape, np.float32)
     for name in ("observations", "actions", "next_observations", "dones", "rewards"):
         getattr(theirs, name)[:] = getattr(ours, name)
@@ -47,7 +45,7 @@ def main(cuda: bool = False, transitions: int = 1_000_000, batch_size: int = 256
         "the script's buffer": lambda: ours.sample(batch_size),
         "a buffer on the device": sample_on_device,
     }
-    seconds = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, sample in ways.items():
             begin = time.perf_counter()

@@ -1,11 +1,13 @@
-"""Environment steps a second of a script and of stable-baselines3 doing the same work, in alternating slices.
+"""Environment steps a second of a script and of other libraries that do the same work, in alternating slices.
 
     python benchmarks/speed.py                                                   # DDPG on Hopper-v4, one environment
+    python benchmarks/speed.py --script td3_continuous_action                    # TD3 on Hopper-v4
     python benchmarks/speed.py --script sac_continuous_action                    # SAC on Hopper-v4
     python benchmarks/speed.py --script dqn                                      # DQN on CartPole-v1
     python benchmarks/speed.py --num-envs 1 8 32 --env-id Humanoid-v4 --fill 0 1000000
     python benchmarks/speed.py --sides eager@2 eager@1                           # two threads against one
     python benchmarks/speed.py --sides eager ../before:eager                     # against another checkout of the script
+    python benchmarks/speed.py --sides compile sbx stable-baselines3             # pip install sbx-rl==0.28.0
     python benchmarks/speed.py --sides "compile --n-steps 3" compile             # with flags of the script against without
     python benchmarks/speed.py --profile                                         # microseconds by part of the loop
     python benchmarks/speed.py --break-even                                      # how long a run must be to compile it
@@ -17,11 +19,12 @@ round by round. One more side only multiplies matrices of 256 x 256 in float32, 
 reaches is the limit that the matrix products of the updates alone would set. With several environments all of them step,
 and one update follows, on both sides. The rows are appended to benchmarks/results/speed.csv.
 
-What stable-baselines3 runs:
+What stable-baselines3 runs, and sbx, which is stable-baselines3 with the learning in JAX:
 - for DDPG its TD3 with one critic, a policy delay of 2 and no target noise, which is DDPG with delayed updates;
+- for TD3 its TD3;
 - for SAC its SAC, which updates the actor at each step: as often as the script, which makes two updates at each second step;
 - for DQN its DQN with the script's sizes and rhythm. Both explore at 5%, so that the network chooses nearly every action.
-  It clips gradients, which cannot be turned off, at infinity.
+  stable-baselines3 clips gradients, which cannot be turned off, at infinity. sbx has two hidden layers of the first size.
 """
 
 import csv
@@ -39,9 +42,11 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from tqdm import tqdm
@@ -56,16 +61,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 class Options:
     """Measure speed."""
 
-    script: Literal["ddpg_continuous_action", "sac_continuous_action", "dqn"] = "ddpg_continuous_action"
+    script: Literal["ddpg_continuous_action", "td3_continuous_action", "sac_continuous_action", "dqn"] = (
+        "ddpg_continuous_action"
+    )
     """what is measured"""
-    env_id: str | None = None
-    """the environment (None: the default of the script)"""
+    env_id: str = ""
+    """the environment (empty: the default of the script)"""
     num_envs: tuple[int, ...] = (1,)
     """environments side by side"""
     fill: tuple[int, ...] = (0,)
     """transitions in the script's replay buffer at the start"""
     sides: tuple[str, ...] = ("eager", "compile", "stable-baselines3")
-    """what is compared: stable-baselines3, or a value of the script's --accelerate; eager@1 runs with one thread,
+    """what is compared: stable-baselines3, sbx, or a value of the script's --accelerate; eager@1 runs with one thread,
     ../before:eager runs the script of another folder,
     "compile --n-steps 3" trains with flags of the script"""
     matmul_precision: str = "highest"
@@ -81,7 +88,7 @@ class Options:
     profile: bool = False
     """print microseconds by part of the loop instead, of the first side"""
     break_even: bool = False
-    """print instead after how many updates the compiled agent of ddpg_continuous_action.py has made up for its building"""
+    """print instead after how many updates the compiled agent of ddpg_continuous_action.py has saved what its building took"""
     readme: bool = False
     """write the README's table from the results instead of measuring"""
     side: str = ""
@@ -90,15 +97,17 @@ class Options:
     """used by the benchmark itself: where that side counts its steps"""
 
 
-AGENTS = {"ddpg_continuous_action": "DDPG", "sac_continuous_action": "SAC", "dqn": "DQN"}
+AGENTS = {"ddpg_continuous_action": "DDPG", "td3_continuous_action": "TD3", "sac_continuous_action": "SAC", "dqn": "DQN"}
+LIBRARIES = {"stable-baselines3": "stable_baselines3", "sbx": "sbx"}  # sides that are not the script, and how to import them
+Counter = Callable[[int], None]  # told how many steps were made
 LEARNING_STARTS = 1000
 EPSILON = 0.05  # share of random actions of DQN
 PROFILED_STEPS = 4500
 
 
-def arguments(side: str, steps: int, options: Options):
+def arguments(side: str, steps: int, options: Options) -> Any:
     """The script's arguments for that many steps of training, without evaluations or checkpoints."""
-    script = importlib.import_module(options.script)
+    script: Any = importlib.import_module(options.script)
     mode, *flags = side.split()
     exploration = {"start_e": EPSILON, "end_e": EPSILON} if options.script == "dqn" else {}
     args = script.Args(
@@ -115,19 +124,21 @@ def arguments(side: str, steps: int, options: Options):
         matmul_precision=options.matmul_precision,
         num_threads=options.threads,
     )
-    # Imported after the script: a script of another folder brings its own.
-    return importlib.import_module("steadyrl.arguments").parse_args(script.Args, flags, args) if flags else args
+    # By the script's own package, which has another name in older checkouts.
+    package: Any = sys.modules[script.Experiment.__module__]
+    return package.parse_args(script.Args, flags, args) if flags else args
 
 
-def train(side: str, count, options: Options) -> None:
+def train(side: str, count: Counter, options: Options) -> None:
     """Train with the script until killed, in a buffer that holds `fill` transitions already."""
     import numpy as np
 
     folder, _, mode = side.rpartition(":")
-    sys.path.insert(0, folder or str(ROOT))
-    script = importlib.import_module(options.script)
+    sys.path[0] = folder or str(ROOT)  # not before ROOT: a script that the folder lacks must not be found there
+    script: Any = importlib.import_module(options.script)
+    replay_buffer: Any = script.ReplayBuffer
 
-    class CountingBuffer(script.ReplayBuffer):
+    class CountingBuffer(replay_buffer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             rows = min(options.fill[0] // self.n_envs, self.buffer_size)
@@ -143,47 +154,45 @@ def train(side: str, count, options: Options) -> None:
     script.train(arguments(mode, 10**9, options))
 
 
-def stable_baselines3(count, options: Options) -> None:
-    """Train with stable-baselines3, set to the same work, until killed."""
-    import gymnasium as gym
+def train_library(name: str, count: Counter, options: Options) -> None:
+    """Train with stable-baselines3 or sbx, set to the same work, until killed."""
+    if name == "sbx":  # before JAX is imported: it makes a thread for each processor that it may use
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
+        os.environ["JAX_PLATFORMS"] = "cuda" if options.cuda else "cpu"
     import numpy as np
     import torch
-    from stable_baselines3 import DQN, SAC, TD3
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
-    args = arguments("eager", 10**9, options)
-    common = {"env": make_vec_env(args.env_id, n_envs=args.num_envs), "learning_starts": LEARNING_STARTS}
-    common |= {"gradient_steps": 1, "batch_size": args.batch_size, "buffer_size": args.buffer_size, "gamma": args.gamma}
-    common |= {"tau": args.tau, "device": "cuda" if options.cuda else "cpu"}
-    layers = {"net_arch": list(args.hidden_sizes)}
+    args, agent = arguments("eager", 10**9, options), AGENTS[options.script]
+    envs = make_vec_env(args.env_id, n_envs=args.num_envs)
+    flags: dict[str, Any] = {"env": envs, "learning_starts": LEARNING_STARTS, "gradient_steps": 1, "gamma": args.gamma}
+    flags |= {"batch_size": args.batch_size, "buffer_size": args.buffer_size, "tau": args.tau}
+    flags |= {"device": "cuda" if options.cuda else "cpu", "policy_kwargs": {"net_arch": list(args.hidden_sizes)}}
+    if agent == "DQN":
+        flags |= {"train_freq": max(1, args.train_frequency // args.num_envs)}
+        flags |= {"target_update_interval": args.target_network_frequency}
+        flags |= {"exploration_initial_eps": EPSILON, "exploration_final_eps": EPSILON}
+        flags |= {} if name == "sbx" else {"max_grad_norm": np.inf}
+    elif agent != "SAC":
+        mean = np.zeros(envs.action_space.shape or ())
+        flags |= {"action_noise": VectorizedActionNoise(NormalActionNoise(mean, mean + 0.1), args.num_envs), "policy_delay": 2}
+    if agent == "DDPG":
+        flags |= {"target_policy_noise": 0.0, "target_noise_clip": 0.0}
+        flags["policy_kwargs"] |= {"n_critics": 1}
 
     class Count(BaseCallback):
         def _on_step(self) -> bool:
             count(args.num_envs)
             return True
 
-    def td3() -> TD3:
-        actions = gym.make(args.env_id).action_space.shape
-        noise = VectorizedActionNoise(NormalActionNoise(np.zeros(actions), 0.1 * np.ones(actions)), args.num_envs)
-        exploration = {"action_noise": noise, "target_policy_noise": 0.0, "target_noise_clip": 0.0}
-        return TD3("MlpPolicy", policy_delay=2, policy_kwargs={"n_critics": 1} | layers, **exploration, **common)
-
-    def sac() -> SAC:
-        return SAC("MlpPolicy", policy_kwargs=layers, ent_coef="auto", **common)
-
-    def dqn() -> DQN:
-        rhythm = {"train_freq": max(1, args.train_frequency // args.num_envs)}
-        rhythm |= {"target_update_interval": args.target_network_frequency}
-        exploration = {"exploration_initial_eps": EPSILON, "exploration_final_eps": EPSILON}
-        return DQN("MlpPolicy", policy_kwargs=layers, max_grad_norm=np.inf, **rhythm, **exploration, **common)
-
     torch.set_num_threads(options.threads)
-    {"DDPG": td3, "SAC": sac, "DQN": dqn}[AGENTS[options.script]]().learn(10**9, callback=Count())
+    algorithm = getattr(importlib.import_module(LIBRARIES[name]), "TD3" if agent == "DDPG" else agent)
+    algorithm("MlpPolicy", **flags).learn(10**9, callback=Count())
 
 
-def matrix_products(count, options: Options) -> None:
+def matrix_products(count: Counter, options: Options) -> None:
     """Multiply matrices until killed."""
     import torch
 
@@ -215,46 +224,49 @@ def steps_a_product(num_envs: int, options: Options) -> float:
         network, first = products(inputs, actions)
         work = min(1, num_envs / args.train_frequency) * (4 * network - first)
     else:
-        number = args.num_critics if agent == "SAC" else 1
+        number = {"DDPG": 1, "TD3": 2}.get(agent) or args.num_critics
+        judges = number if agent == "SAC" else 1  # critics in the actor's loss
         actor, actor_first = products(inputs, 2 * actions if agent == "SAC" else actions)
         critic, critic_first = products(inputs + actions, 1)
         critic_update = actor + number * critic + number * (3 * critic - critic_first)
-        actor_update = actor + number * (critic + critic - inputs * args.hidden_sizes[0]) + (2 * actor - actor_first)
+        actor_update = actor + judges * (critic + critic - inputs * args.hidden_sizes[0]) + (2 * actor - actor_first)
         work = critic_update + (actor_update if agent == "SAC" else actor_update / 2)
     return num_envs * 256**3 / (work * args.batch_size)
 
 
 def profile(options: Options) -> None:
     """Print the microseconds that each part of the loop takes, per call and per step, inner parts indented."""
-    import steadyrl.environments
+    import steadyrl.episodes
     import steadyrl.run
 
-    script = importlib.import_module(options.script)
+    script: Any = importlib.import_module(options.script)
     agent = getattr(script, AGENTS[options.script])
     args = arguments(options.sides[0], PROFILED_STEPS, options)
     args.final_episodes = 1
-    parts = {
+    parts: dict[str, tuple[Any, str]] = {
         "act": (agent, "act"),
-        "environments": (steadyrl.environments.TrainingEnvs, "step"),
+        "environments": (steadyrl.episodes.TrainingEnvs, "step"),
         "check of finiteness": (script, "check_finite"),
         "store": (script.ReplayBuffer, "add"),
         "sample": (script.ReplayBuffer, "sample"),
+        "draw noise": (script, "standard_normal"),
         "update": (agent, "update"),
         "  critic's loss": (agent, "critic_loss"),
         "  actor's loss": (agent, "actor_loss"),
         "  loss": (agent, "q_loss"),
         "  gradients and Adam": (script, "descend"),
-        "  Polyak": (agent, "update_targets"),
+        "  Polyak": (script, "move"),
+        "copy to the target network": (agent, "update_target"),
         "log": (steadyrl.run.Run, "end_step"),
     }
     parts = {name: part for name, part in parts.items() if hasattr(*part)}
     if args.accelerate != "eager":  # what is inside one compiled function has no time of its own
         parts = {name: part for name, part in parts.items() if not name.startswith(" ")}
-    times = defaultdict(list)
+    times: dict[str, list[float]] = defaultdict(list)
 
-    def timed(name: str, function):
+    def timed(name: str, function: Callable) -> Callable:
         @functools.wraps(function)
-        def call(*values, **named):
+        def call(*values: Any, **named: Any) -> Any:
             begin = time.perf_counter()
             result = function(*values, **named)
             times[name].append(time.perf_counter() - begin)
@@ -262,7 +274,7 @@ def profile(options: Options) -> None:
 
         return call
 
-    def accelerate(agent, *rest):  # what is fast is an attribute of the stand-in, and is timed there
+    def accelerate(agent: Any, *rest: Any) -> Any:  # what is fast is an attribute of the stand-in, and is timed there
         agent = build(agent, *rest)
         agent.act, agent.update = timed("act", agent.act), timed("update", agent.update)
         return agent
@@ -270,7 +282,8 @@ def profile(options: Options) -> None:
     for name, (owner, attribute) in parts.items():
         if name not in ("act", "update"):
             setattr(owner, attribute, timed(name, getattr(owner, attribute)))
-    build, steadyrl.run.accelerate = steadyrl.run.accelerate, accelerate
+    room: Any = steadyrl.run
+    build, room.accelerate = room.accelerate, accelerate
     begin = time.perf_counter()
     script.train(args)
     whole = 1e6 * (time.perf_counter() - begin) / PROFILED_STEPS
@@ -287,27 +300,30 @@ def break_even(options: Options) -> None:
     """Build the compiled agent, then let the eager one and it act and learn in turns, a hundred updates each."""
     import numpy as np
 
-    import ddpg_continuous_action as ddpg
     from steadyrl.acceleration import accelerate
+    from steadyrl.device import set_up_device
     from steadyrl.environments import make_env
-    from steadyrl.setup import set_up_device
 
+    ddpg: Any = importlib.import_module("ddpg_continuous_action")
     args = arguments("compile", 10**9, options)
     device, env = set_up_device(args), make_env(args)
     agent = ddpg.DDPG(env.observation_space, env.action_space, args, device)
     rb = ddpg.ReplayBuffer(1000, env.observation_space, env.action_space, device)
     rb.transitions[:], rb.full = np.random.random(rb.transitions.shape), True
     obs, batch = rb.observations[0], rb.sample(args.batch_size)
+    fast = accelerate(agent, "compile")
     begin = time.perf_counter()
-    fast = accelerate(agent, "compile", (obs,), [{"batch": batch, "noise": None, "update_policy": u} for u in (True, False)])
+    fast.act(obs)  # the first call of each kind builds
+    for update_policy in (True, False):
+        fast.update(batch, update_policy=update_policy)
     built = time.perf_counter() - begin
-    times = {agent: [], fast: []}
+    times: dict[str, list[float]] = {"eager": [], "compiled": []}
     for _ in range(options.rounds):
-        for each, taken in times.items():
+        for each, taken in zip((agent, fast), times.values(), strict=True):
             begin = time.perf_counter()
             for update in range(100):
                 each.act(obs)
-                each.update(batch, update_policy=update % args.policy_frequency == 0, noise=None)
+                each.update(batch, update_policy=update % args.policy_frequency == 0)
             taken.append((time.perf_counter() - begin) / 100)
     eager, compiled = map(statistics.median, times.values())
     gain = statistics.median(a - b for a, b in zip(*times.values(), strict=True))
@@ -383,12 +399,13 @@ def machine(options: Options) -> str:
 
 def compare(num_envs: int, fill: int, options: Options) -> None:
     """Measure all sides in alternation, print the table and append it to the results."""
-    from steadyrl.setup import versions
+    from steadyrl.record import versions
 
-    rates = defaultdict(list)
+    rates: dict[str, list[float]] = defaultdict(list)
+    installed = versions() | {package: version(package) for package in ("sbx-rl", "jax") if "sbx" in options.sides}
     names = options.sides if options.cuda else (*options.sides, "limit")
     with tempfile.TemporaryDirectory() as folder:
-        sides = []
+        sides: list[Side] = []
         try:
             for name in names:
                 sides.append(Side(name, num_envs, fill, options, Path(folder)))
@@ -409,12 +426,12 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
     print(f"transitions in the buffer: {fill}")
     print("| | steps a second | ratio to the last side | share of the matrix-product limit | MB without the buffer |")
     print("|---|---|---|---|---|")
-    for side in options.sides:
-        ratios = [a / b for a, b in zip(rates[side], rates[options.sides[-1]], strict=True)]
-        shares = [a / b for a, b in zip(rates[side], rates["limit"], strict=False)]
-        name, threads = split(side, options)
-        own = name != "stable-baselines3"
-        row = {
+    for name in options.sides:
+        ratios = [a / b for a, b in zip(rates[name], rates[options.sides[-1]], strict=True)]
+        shares = [a / b for a, b in zip(rates[name], rates["limit"], strict=False)]
+        what, threads = split(name, options)
+        megabytes = round((memory[name] - transition * min(capacity, fill + counts[name])) / 1e6)
+        row: dict[str, Any] = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(options),
             "script": options.script,
@@ -424,20 +441,20 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
             "threads": threads,
             "matmul_precision": options.matmul_precision,
             "rounds": options.rounds,
-            "side": name,
-            "rate": round(statistics.median(rates[side])),
-            "rate_min": round(min(rates[side])),
-            "rate_max": round(max(rates[side])),
+            "side": what,
+            "rate": round(statistics.median(rates[name])),
+            "rate_min": round(min(rates[name])),
+            "rate_max": round(max(rates[name])),
             "compared_with": options.sides[-1],
             "ratio": round(statistics.median(ratios), 2),
             "ratio_min": round(min(ratios), 2),
             "ratio_max": round(max(ratios), 2),
             "matrix_limit_share": round(statistics.median(shares), 2) if shares else "",
-            "megabytes": round((memory[side] - transition * min(capacity, fill + counts[side])) / 1e6) if own else "",
-            "versions": " ".join(f"{name}={version}" for name, version in versions().items()),
+            "megabytes": "" if what in LIBRARIES else megabytes,
+            "versions": " ".join(f"{package}={number}" for package, number in installed.items()),
         }
         cells = "{rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | {matrix_limit_share} | {megabytes}"
-        print(f"| {side} | {cells.format(**row)} |")
+        print(f"| {name} | {cells.format(**row)} |")
         with open(RESULTS, "a", newline="") as file:
             results = csv.DictWriter(file, row)
             if file.tell() == 0:
@@ -490,8 +507,10 @@ def main(options: Options) -> None:
         def count(steps: int) -> None:
             counter[0] += steps
 
-        sides = {"stable-baselines3": stable_baselines3, "limit": matrix_products}
-        sides.get(options.side, functools.partial(train, options.side))(count, options)
+        if options.side == "limit":
+            matrix_products(count, options)
+        else:
+            (train_library if options.side in LIBRARIES else train)(options.side, count, options)
     elif options.break_even:  # in processes of their own: one with an empty cache of compiled code, then one that finds it
         with tempfile.TemporaryDirectory() as cache:
             flags = f"--side break-even --env-id {options.env_id} --threads {options.threads} --rounds {options.rounds}"

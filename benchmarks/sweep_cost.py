@@ -1,4 +1,4 @@
-"""What a sweep costs beside its runs: time of its own for a run, time for a table of all, files and bytes that a run leaves.
+"""What a sweep costs apart from its runs: its own time for a run, time for a table of all, files and bytes that a run leaves.
 
     python benchmarks/sweep_cost.py
 
@@ -87,12 +87,12 @@ def sizes(folder: Path) -> dict[str, list[int]]:
 
 def main(options: Options) -> None:
     """Measure, print and write the figures."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}  # where a sweep in another folder finds the package
     with tempfile.TemporaryDirectory() as work, contextlib.chdir(work):
         own, processor = own_time(options.runs)
         rows = [("own time of a sweep for a run", 1000 * own, "ms"), ("its processor time", 1000 * processor, "ms")]
         shutil.rmtree("runs")
-        words = [sys.executable, str(ROOT / "sweep.py"), "--script", str(SCRIPT), "--engine", "local", "--settings", f"={RUN}"]
+        words = [sys.executable, "-m", "steadyrl.sweep", "--script", str(SCRIPT), "--engine", "local", "--settings", f"={RUN}"]
         subprocess.run([*words, "--num-seeds", "1"], check=True, stdout=subprocess.DEVNULL)
         (folder,) = (path.parent for path in Path("runs").glob("*/evaluation.json"))
         settings = json.loads((folder / "args.json").read_text())

@@ -328,7 +328,9 @@ def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool
     options = {"config_patches": cpu if inputs[0].device.type == "cpu" else cuda}
     try:
         # A cache may be shared by machines: the code in it is for one kind of vector instructions, which its key leaves out.
-        with torch.no_grad(), torch.compiler.config.patch(cache_key_tag=torch.backends.cpu.get_cpu_capability()):
+        machine = torch.backends.cpu.get_cpu_capability()
+        tag = torch.compiler.config.patch(cache_key_tag=machine)  # type: ignore[attr-defined]  # torch adds `patch` at import
+        with torch.no_grad(), tag:
             compiled = torch._inductor.standalone_compile(
                 torch.fx.GraphModule({}, graph),  # without the attributes, which would be inputs once more
                 [*inputs, *others.values()],

@@ -12,6 +12,7 @@ import torch
 from steadyrl.arguments import RunArgs
 from steadyrl.spaces import legal
 
+Losses = dict[str, torch.Tensor]  # detached scalars by name, on the device
 AnyAgent = TypeVar("AnyAgent", bound="Agent")
 
 
@@ -48,7 +49,7 @@ class Agent(ABC):
         """What the agent expects of acting greedily: (N, O) observations to (N,) values. Evaluation needs it for q_bias."""
 
     @abstractmethod
-    def update(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def update(self, *args: Any, **kwargs: Any) -> Losses:
         """One learning step on a batch of the replay buffer; returns detached scalars by name, still on the device.
 
         It is mathematics only: no random numbers, no NumPy, no value read back from the device, no state outside `networks`
@@ -85,10 +86,10 @@ class Agent(ABC):
 
     def checked(self, obs: np.ndarray) -> np.ndarray:
         """Observations as float32. Raises a ValueError if they are not (N, O)."""
-        obs, shape = np.asarray(obs, np.float32), self.observation_space.shape
-        if obs.shape[1:] != shape or obs.ndim == len(shape or ()):
-            raise ValueError(f"observations have the shape {obs.shape}, must be (N, {shape[0]}) or ({shape[0]},)")
-        return obs
+        array, (size,) = np.asarray(obs, np.float32), self.observation_space.shape or (1,)
+        if array.ndim != 2 or array.shape[1] != size:
+            raise ValueError(f"observations have the shape {np.shape(obs)}, must be (N, {size}) or ({size},)")
+        return array
 
     def tensor(self, obs: np.ndarray) -> torch.Tensor:
         """(N, O) observations on the device."""

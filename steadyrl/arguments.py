@@ -33,7 +33,8 @@ Positive = Annotated[float, Must("above 0 and finite", lambda x: 0 < x < math.in
 NonNegative = Annotated[float, Must("0 or more and finite", lambda x: 0 <= x < math.inf)]
 Finite = Annotated[float, Must("finite", math.isfinite)]
 Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
-Discount = Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
+Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
+Discount = Probability
 Name = Annotated[str, Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))]
 Sizes = Annotated[tuple[int, ...], Must("one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1)]
 CountOrAll = Annotated[int, Must("a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)]
@@ -230,7 +231,7 @@ def check_args(args: RunArgs) -> None:
 
 def refuse_removed_flags(args_class: type, argv: list[str]) -> None:
     """Raise a UsageError that says where a flag is now which the script no longer has."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
         flag, _, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         if flag.startswith("--") and (gone := removed(script_name(args_class), name, value or following)):

@@ -110,8 +110,10 @@ def from_format_1(state: dict[str, Any]) -> dict[str, Any]:
     parts = {name: state[name] for name in ("run", "agent", "environments", "replay_buffer")}
     name, key, pos, has_gauss, gauss = state["generators"]["numpy"]
     random = {"bit_generator": name, "state": {"key": key, "pos": pos}, "has_gauss": has_gauss, "gauss": gauss}
-    transitions, size = state["replay_buffer"]["transitions"], state["environments"]["observations"].shape[1]
-    starts, successors = transitions[..., :size], transitions[..., -size - 2 : -2]
-    cut = (starts.roll(-1, dims=0) != successors).any(dim=-1) & (transitions[..., -2] == 0)
-    replay_buffer = state["replay_buffer"] | {"timeouts": cut.float()}
+    transitions, observations = state["replay_buffer"]["transitions"], state["environments"]["observations"]
+    size = observations.shape[1]
+    following = transitions[..., :size].roll(-1, dims=0)
+    following[(state["replay_buffer"]["pos"] - 1) % len(following)] = observations  # of the newest row
+    cut = (following != transitions[..., -size - 2 : -2]).any(dim=-1) & (transitions[..., -2] == 0)
+    replay_buffer = state["replay_buffer"] | {"timeouts": cut}
     return parts | {"replay_buffer": replay_buffer, "random": random, "others": {"noise": state.get("noise")}}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
 import sys
@@ -54,12 +55,13 @@ def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: P
 def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
     """Evaluate the saved model of the run `args.evaluate`, as at the end of training, and export it if asked."""
     check(args)
-    models = saved_models(args.evaluate)
+    run_dir = Path(args.evaluate or "")
+    models = saved_models(run_dir)
     if not models:
-        raise UsageError(f"--evaluate {args.evaluate}: must hold a best_model.pt or a model.pt")
+        raise UsageError(f"--evaluate {run_dir}: must hold a best_model.pt or a model.pt")
     with contextlib.closing(make_env(args)) as env:
         agent = agent_class(env.observation_space, env.action_space, args, set_up_device(args))
-    evaluation = final_evaluation(agent, args, args.evaluate)
+    evaluation = final_evaluation(agent, args, run_dir)
     if args.export:
         export_onnx(agent, env, models[0])
     return evaluation
@@ -72,7 +74,7 @@ def show_once(showwarning: Callable) -> Callable:
     """
     shown = set()
 
-    def show(message, category, *where) -> None:
+    def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
         if (str(message), category) not in shown:
             shown.add((str(message), category))
             with tqdm.external_write_mode(sys.stderr):  # clears a progress bar, and draws it again
@@ -97,7 +99,8 @@ class Script:
 
     def __call__(self) -> None:
         """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
-        sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
         sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
         warnings.showwarning = show_once(warnings.showwarning)
         warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default: CleanRL's results are of it

@@ -26,11 +26,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]  # its types are a package of their own, scipy-stubs
 
 LAST = 5  # evaluations in a run's score
 BINS = 20  # points, about, that the training returns of a run become
@@ -102,7 +102,7 @@ class Run(NamedTuple):
     """The returns of one run."""
 
     folder: Path
-    group: str | None  # None until `name_groups`, if the user has not named it
+    group: str  # empty until `name_groups`, if the user has not named it
     settings: dict[str, str]  # at least env_id, exp_name and seed
     training: bool  # whether the returns are those of training episodes
     steps: np.ndarray  # (E,) environment steps, ascending
@@ -137,8 +137,8 @@ def find_folders(patterns: Sequence[str]) -> dict[Path, str | None]:
     for pattern in patterns:
         named = None if Path(pattern).exists() else re.fullmatch(r"([^=/]+)=(.+)", pattern)
         name, paths = named.groups() if named else (None, pattern)
-        found = [paths] if Path(paths).exists() else sorted(glob(paths, recursive=True))
-        found = [Path(path) for path in found if Path(path).is_dir()]
+        matches = [paths] if Path(paths).exists() else sorted(glob(paths, recursive=True))
+        found = [path for path in map(Path, matches) if path.is_dir()]
         if not found:
             raise UsageError(f"{paths}: no such folder")
         folders |= {folder: name or folders.get(folder) for folder in found}
@@ -207,11 +207,11 @@ def read_run(folder: Path, group: str | None, task: str | None) -> Run:
     if len(parts) == 4:  # CleanRL's names and ours: environment, experiment, seed, time
         names = {"env_id": parts[0], "exp_name": parts[1], "seed": parts[2]}
     else:  # stable-baselines3's: Hopper-v4/TD3_1
-        env_ids = re.findall(r"[A-Za-z0-9]+-v\d+", str(path))
-        names = {"env_id": env_ids[-1] if env_ids else task, "exp_name": re.sub(r"_\d+$", "", path.name), "seed": str(path)}
+        env_ids = [task or "", *re.findall(r"[A-Za-z0-9]+-v\d+", str(path))]
+        names = {"env_id": env_ids[-1], "exp_name": re.sub(r"_\d+$", "", path.name), "seed": str(path)}
     if not (names | settings)["env_id"]:
         raise UsageError(f"{folder}: does not say its environment, name it with --task")
-    return Run(folder, group, names | settings, training, steps, returns)
+    return Run(folder, group or "", names | settings, training, steps, returns)
 
 
 def name_groups(runs: Sequence[Run], notes: list[str]) -> list[Run]:
@@ -220,22 +220,23 @@ def name_groups(runs: Sequence[Run], notes: list[str]) -> list[Run]:
     Raises:
         UsageError: if two runs of a group have one task and one seed.
     """
-    recorded, differing = defaultdict(list), defaultdict(set)
+    recorded: dict[tuple[str, str, bool], list[dict[str, str]]] = defaultdict(list)
+    differing: dict[tuple[str, bool], set[str]] = defaultdict(set)
     for run in runs:
         recorded[run.settings["env_id"], run.group or run.settings["exp_name"], run.training].append(run.settings)
-    for (task, *group), settings in recorded.items():
-        flags = set().union(*settings) - NO_SETTINGS
-        differing[tuple(group)] |= {flag for flag in flags if len({one[flag] for one in settings if flag in one}) > 1}
+    for (task, name, training), settings in recorded.items():
+        flags = set[str]().union(*settings) - NO_SETTINGS
+        differing[name, training] |= {flag for flag in flags if len({one[flag] for one in settings if flag in one}) > 1}
         if missing := sorted(flag for flag in flags if any(flag not in one for one in settings)):
             some = textwrap.shorten(", ".join(missing), 60, placeholder=" and others")
-            notes.append(f"{task}: not every run of {group[0]} records {some}: taken to be the same in all of them.")
+            notes.append(f"{task}: not every run of {name} records {some}: taken to be the same in all of them.")
 
     named: dict[tuple[str, str, str], Run] = {}
     for run in runs:
         group = run.group or run.settings["exp_name"]
         if not run.group:
-            flags = sorted(differing[group, run.training] & run.settings.keys())
-            group += "".join(f" {flag}={run.settings[flag]}" for flag in flags)
+            differ = sorted(differing[group, run.training] & run.settings.keys())
+            group += "".join(f" {flag}={run.settings[flag]}" for flag in differ)
         group += " (training returns)" * run.training
         other = named.setdefault((group, run.settings["env_id"], run.settings["seed"]), run._replace(group=group))
         if other.folder != run.folder:
@@ -293,7 +294,7 @@ def pool(tasks: dict[str, Task], ranges: dict[str, tuple[float, float]], notes: 
     known = {name: task for name, task in tasks.items() if name in ranges and task.scores.keys() == groups}
     if len(known) < 2:
         return []
-    used = ", ".join("{:g} and {:g} ({})".format(*ranges[name], name) for name in known)
+    used = ", ".join(f"{ranges[name][0]:g} and {ranges[name][1]:g} ({name})" for name in known)
     notes.append(f"Where tasks are pooled, scores of 0 and 1 are returns of {used}.")
     shares = min((task.grid / task.grid[-1] for task in known.values()), key=len)
     shares = shares[shares >= max(task.grid[0] / task.grid[-1] for task in known.values()) - 1e-9]
@@ -378,6 +379,7 @@ def make_table(
     """Markdown: a row for each task and group, and one for each group over all tasks that are pooled."""
     rows = [["task", "group", "runs", "steps", "mean +- std over runs", f"{name} [95% interval]", f"P(better than {baseline})"]]
     rows.append(["---"] * len(rows[0]))
+    sections: list[tuple[str, Sequence[Task], str, int]]
     sections = [(task, [part], f"{part.grid[-1]:,.0f}", 1) for task, part in tasks.items()]
     if len(pooled) > 1:
         sections.append((f"{len(pooled)} tasks, normalised", pooled, "", 2))
@@ -407,7 +409,7 @@ def draw(panels: Sequence[Panel], labels: dict[str, str], caption: str, files: S
 
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # Okabe and Ito, 2008
     dashes = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         group: {"color": colours[i % 7], "linestyle": dashes[i % 7], "marker": "os^DvPX<>"[i % 9], "markersize": 3.5}
         for i, group in enumerate(labels)
     }

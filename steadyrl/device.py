@@ -13,7 +13,8 @@ def set_up_device(args: RunArgs) -> torch.device:
     torch.set_float32_matmul_precision(args.matmul_precision)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
     torch.use_deterministic_algorithms(args.torch_deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and all memory is written before it is read
+    # Filling new memory costs time, and all memory is written before it is read.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it on the module's class
     if args.cuda and not torch.cuda.is_available():
         print("no CUDA device found, using the CPU")
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")

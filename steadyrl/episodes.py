@@ -7,12 +7,14 @@ the actions since then lead to the same state, bit for bit. `find_replay` finds 
 import copy
 import json
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from tqdm import tqdm
 
 from steadyrl.errors import EnvError, in_one_line
@@ -21,7 +23,7 @@ from steadyrl.spaces import Spaces
 PROBE_STEPS = 50  # of each of the episodes that `find_replay` plays
 
 
-def generator_state(env: gym.Env) -> dict[str, Any] | None:
+def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
     """The state of an environment's generator; None if it has none that is known here."""
     generator = env.unwrapped.np_random
     if isinstance(generator, np.random.RandomState):  # dm_control's
@@ -77,9 +79,10 @@ class ReplayableEnv(gym.Wrapper):
         except Exception as error:
             raise EnvError(in_one_line(error)) from error
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict]:
         try:
-            return *self.env.step(action)[:4], {}  # nobody reads the info of a step, and collecting it costs time
+            obs, reward, terminated, truncated, _ = self.env.step(action)
+            return obs, reward, terminated, truncated, {}  # nobody reads the info of a step, and collecting it costs time
         except Exception as error:
             raise EnvError(in_one_line(error)) from error
 
@@ -99,7 +102,7 @@ class ReplayableEnv(gym.Wrapper):
         return crc
 
 
-def checksum(obs: np.ndarray, reward: float = 0.0, crc: int = 0) -> int:
+def checksum(obs: np.ndarray, reward: SupportsFloat = 0.0, crc: int = 0) -> int:
     """The CRC-32 of an episode so far: of each observation and reward, after that of the steps before."""
     return zlib.crc32(np.float64(reward).tobytes(), zlib.crc32(obs.tobytes(), crc))
 
@@ -114,9 +117,16 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         observations: the (N, O) observations to act on next.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv, replayable: bool = True):
+    env: RecordEpisodeStatistics
+    # Gymnasium only knows that these are spaces. They are a Box of vectors, and what the algorithm's `check_spaces` let pass.
+    single_observation_space: Any
+    single_action_space: Any
+    action_space: Any
+
+    def __init__(self, env: RecordEpisodeStatistics, replayable: bool = True):
         super().__init__(env)
         self.replayable = replayable
+        self.episodes: list[dict[str, Any]] = []
 
     @property
     def starting(self) -> np.ndarray:
@@ -141,7 +151,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.sampler = self.action_space.np_random.bit_generator.state
         return self.observations, rewards, terminations, truncations, infos
 
-    def start_episodes(self, indices: Sequence[int], infos: dict[str, Any]) -> None:
+    def start_episodes(self, indices: Iterable[int], infos: dict[str, Any]) -> None:
         """Note that these environments were reset, to their present observations."""
         for index in indices:
             crc = checksum(self.observations[index])
@@ -163,7 +173,9 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.env.reset()
         self.episodes = [episode | {"actions": list(episode["actions"].numpy())} for episode in state["episodes"]]
         self.observations = state["observations"].numpy().copy()
-        checksums = self.unwrapped.call("replay", self.episodes)  # also brings the generators back
+        vector = self.unwrapped
+        assert isinstance(vector, AsyncVectorEnv | SyncVectorEnv)  # both can call a method of each environment
+        checksums = vector.call("replay", self.episodes)  # also brings the generators back
         same = [crc == episode["checksum"] for crc, episode in zip(checksums, self.episodes, strict=True)]
         cut_off = ~np.array(same) | (not self.replayable)
         self.env.episode_returns[:] = state["episode_returns"]
@@ -204,7 +216,8 @@ def find_replay(make: Callable[[bool], ReplayableEnv]) -> str:
         expected = [play(env, start, second), play(env, None, third), expected_first]
         fresh.reset()
         found = [play(fresh, start, second), play(fresh, None, third), play(fresh, {"seed": 0}, first)]
-        env.close(), fresh.close()
+        env.close()
+        fresh.close()
         if found == expected:
             return "rebuild" if rebuild else "plain"
         if found[0][0] != expected[0][0]:  # built anew, each episode would begin as the first: that is another task

@@ -90,7 +90,7 @@ class Log:
 
     def evaluation(self, row: dict[str, float], episodes: int) -> None:
         """Log an evaluation, a row of evaluations.csv, and print it."""
-        step, mean, std = row["global_step"], row["mean"], row["std"]
+        step, mean, std = int(row["global_step"]), row["mean"], row["std"]
         self.writer.add_scalar("eval/episodic_return", mean, step)
         self.writer.add_scalar("eval/episodic_return_std", std, step)
         self.writer.add_scalar("eval/episodic_length", row["length"], step)
@@ -120,7 +120,7 @@ class EventWriter(SummaryWriter):
         # TensorBoard respects the purge step of a later file only if the first file of the folder had one too.
         super().__init__(folder, purge_step=global_step + 1)
 
-    def _get_file_writer(self):
+    def _get_file_writer(self) -> Any:
         """Open a file if none is open. TensorBoard reads the files of a folder in the order of their names, which begin with
         the second of the clock: this one gets a later second than all others, whatever the clock says."""
         if self.file_writer is None:
@@ -131,10 +131,10 @@ class EventWriter(SummaryWriter):
                 super()._get_file_writer()
         return self.file_writer
 
-    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:  # type: ignore[override]  # its others are not used
         self.write_or_warn(Path(self.log_dir, "events.out.tfevents"), self._add_scalar, tag, value, global_step)
 
-    def _add_scalar(self, *event) -> None:
+    def _add_scalar(self, *event: Any) -> None:
         try:
             super().add_scalar(*event)
         except OSError:

@@ -14,7 +14,7 @@ class RandomNumbers(np.random.RandomState):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the generator is, in tensors and plain values."""
-        state: dict[str, Any] = self.get_state(legacy=False)  # type: ignore[assignment]  # a dict, since not legacy
+        state: dict[str, Any] = self.get_state(legacy=False)
         key = torch.from_numpy(state["state"]["key"].astype(np.int64))
         return state | {"state": state["state"] | {"key": key}}
 

@@ -97,8 +97,10 @@ def export_onnx(agent: Agent, env: gym.Env, model: Path) -> Path:
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             verbose=False,
         )
-    place = unused(model.with_suffix(".onnx"))
-    replace_file(place, lambda file: file.write(program.model_proto.SerializeToString()))
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    place, content = unused(model.with_suffix(".onnx")), program.model_proto.SerializeToString()
+    replace_file(place, lambda file: file.write(content))
     print(f"{model.name} is exported to {place}")
     return place
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +71,8 @@ def load_args(run_dir: Path, args_class: type[A]) -> A:
         values = current_args(script, args_class, record["args"])
     except UsageError as error:
         raise UsageError(f"{run_dir}: {error}") from None
-    return args_class(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    make: Callable[..., A] = args_class
+    return make(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def current_args(script: str, args_class: type, saved: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import psutil
 import torch
 from stable_baselines3.common import buffers
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 
 
 class ReplayBuffer(buffers.ReplayBuffer):
@@ -38,6 +39,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         parts = np.split(self.transitions, np.cumsum(self.widths)[:-1], axis=2)
         self.observations, self.actions, self.next_observations, dones, rewards = parts
         self.dones, self.rewards = dones[..., 0], rewards[..., 0]
+        self.timeouts = np.zeros((self.buffer_size, self.n_envs), bool)
         self.batch = torch.empty(0, 0)
 
     def add(  # type: ignore[override]  # stable-baselines3 takes a list of infos, and finds the truncations in it
@@ -57,12 +59,12 @@ class ReplayBuffer(buffers.ReplayBuffer):
         self.timeouts[self.pos] = truncated
         super().add(obs, next_obs, action, reward, done, [])
 
-    def sample(self, batch_size: int, env: None = None) -> ReplayBufferSamples:
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """A batch drawn uniformly: observations (B, O), actions (B, A), next observations (B, O), dones (B, 1), rewards
         (B, 1), and discounts, (B, 1) or None."""
         return self._get_samples(self.random.randint(0, self.size(), size=batch_size))
 
-    def _get_samples(self, batch_inds: np.ndarray, env: None = None) -> ReplayBufferSamples:
+    def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
         env_inds = self.random.randint(0, high=self.n_envs, size=len(batch_inds))
         rows, widths = self.transitions.reshape(-1, sum(self.widths)), self.widths
         batch = np.take(rows, batch_inds * self.n_envs + env_inds, axis=0)
@@ -89,7 +91,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         discounts, goes_on = np.full_like(rewards, self.gamma), np.ones(len(batch), bool)
         newest = (self.pos - 1) % self.buffer_size
         for _ in range(self.n_steps - 1):
-            ended = (self.dones[batch_inds, env_inds] > 0) | (self.timeouts[batch_inds, env_inds] > 0)
+            ended = (self.dones[batch_inds, env_inds] > 0) | self.timeouts[batch_inds, env_inds]
             goes_on &= ~ended & (batch_inds != newest)
             batch_inds = (batch_inds + 1) % self.buffer_size
             following = np.split(np.take(rows, batch_inds * self.n_envs + env_inds, axis=0), edges, axis=1)
@@ -111,8 +113,8 @@ class ReplayBuffer(buffers.ReplayBuffer):
 
 
 def buffer_bytes(observation_size: int, action_size: int, buffer_size: int) -> int:
-    """Bytes of a replay buffer: two observations, an action, a reward and a termination a transition, float32 each."""
-    return buffer_size * 4 * (2 * observation_size + action_size + 2)
+    """Bytes of a replay buffer: two observations, an action, a reward and a termination, float32 each, and a timeout, bool."""
+    return buffer_size * (4 * (2 * observation_size + action_size + 2) + 1)
 
 
 def available_memory(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:

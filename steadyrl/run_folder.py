@@ -1,6 +1,7 @@
 """The folder of a run: made once, locked while a process trains, and put in order for a start without a checkpoint."""
 
 import contextlib
+import itertools
 import re
 import time
 from pathlib import Path
@@ -20,10 +21,11 @@ def make_run_folder(args: RunArgs) -> Path:
     env_name = re.sub(r"[^\w.+-]", "-", args.env_id)  # ids may hold a "/" or a ":"
     stem = f"{env_name}__{args.exp_name}__{args.seed}__{int(time.time())}"
     runs = Path(args.output, "runs")
+    names = (f"{stem}-{number}" if number else stem for number in itertools.count())
     try:
         runs.mkdir(parents=True, exist_ok=True)
-        for number in range(1_000_000):
-            folder = runs / (f"{stem}-{number}" if number else stem)
+        while True:
+            folder = runs / next(names)
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()
                 return folder

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Sent by a scheduler as a warning, or by a user. Without a handler, either would end the process.
@@ -32,7 +33,7 @@ class Signals:
             self.previous = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS + SAVE_SIGNALS}
         return self
 
-    def receive(self, number: int, frame) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
         if self.interrupts == 2:
             for process in multiprocessing.active_children():
@@ -45,7 +46,7 @@ class Signals:
             self.stop = number
             acknowledge(number, "the run stops as soon as it can" + " (once more: at once)" * (number == signal.SIGINT))
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, STDOUT, CalledProcessError, Popen, check_output
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import filelock
 from tqdm import tqdm
@@ -45,7 +45,25 @@ FAILED = "sweep: failed"  # begins the last line in the log of a failed run
 
 
 @dataclass
-class Runs:
+class Slurm:
+    """What a job asks of SLURM."""
+
+    partition: str | None = None  # the partition
+    time: int = 240  # time limit of a job in minutes; a run that takes longer is saved, queued again and goes on
+    memory: int | None = None  # memory of a job in GB
+    gpus: int | None = None  # GPUs of a job
+    constraint: str | None = None  # features of the node; a resumed run is exact on the same type of processor only
+    sbatch: tuple[str, ...] = ()  # any other options of sbatch, as in account=lab nice=100 exclusive
+
+
+if TYPE_CHECKING:  # the type checker is told that whatever has the flags of Runs has these too: Options, here and in tune.py
+    OtherFlags = Slurm
+else:
+    OtherFlags = object
+
+
+@dataclass
+class Runs(OtherFlags):
     """What is run, and where."""
 
     script: Path = Path("ddpg_continuous_action.py")  # the training script: one of this project, or the path of your own
@@ -61,20 +79,17 @@ class Runs:
 
 
 @dataclass
-class Slurm:
-    """What a job asks of SLURM."""
-
-    partition: str | None = None  # the partition
-    time: int = 240  # time limit of a job in minutes; a run that takes longer is saved, queued again and goes on
-    memory: int | None = None  # memory of a job in GB
-    gpus: int | None = None  # GPUs of a job
-    constraint: str | None = None  # features of the node; a resumed run is exact on the same type of processor only
-    sbatch: tuple[str, ...] = ()  # any other options of sbatch, as in account=lab nice=100 exclusive
-
-
-@dataclass
 class Options(Runs, Slurm):
     """Run a script for environments x settings x seeds; the same command again goes on with what is not finished."""
+
+
+class Status(NamedTuple):
+    """Where a run is."""
+
+    state: str  # new, queued, running, interrupted, failed or finished
+    step: int  # the last one on the disk
+    evaluation: float | None = None  # the last mean return
+    seconds_left: float | None = None
 
 
 @dataclass(eq=False)
@@ -86,7 +101,7 @@ class Job:
     args: dict[str, Any]  # as args.json holds them
     defaults: dict[str, Any] = field(default_factory=dict)  # of the script's flags, which a run of an older version may lack
     fruitless_starts: int = 0
-    process: Popen | None = field(default=None, init=False)
+    process: Popen | None = field(default=None, init=False)  # the script, from `start` to `end`
 
     @property
     def name(self) -> str:
@@ -114,9 +129,8 @@ class Job:
                     found.append(path)
         return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
-    def status(self, queue: dict[str, str]) -> tuple[str, int, float | None, float | None]:
-        """State, last step on the disk, last mean return and seconds left, by the folder, the locks, the end of the log and
-        SLURM's queue (see `read_queue`)."""
+    def status(self, queue: dict[str, str]) -> Status:
+        """Where the run is, by its folder, the locks, the end of the log and SLURM's queue (see `read_queue`)."""
         folder, step, evaluation, seconds_left = self.folder(), 0, None, None
         if folder:
             with contextlib.suppress(OSError, ValueError):  # a file that is not there yet, or was just replaced
@@ -135,7 +149,7 @@ class Job:
             state = "running"
         else:
             state = "failed" if self.last_lines(1).startswith(FAILED) else "interrupted" if folder else "new"
-        return state, step, evaluation, seconds_left
+        return Status(state, step, evaluation, seconds_left)
 
     def command(self, folder: Path | None) -> list[str]:
         """What starts the run, or resumes it in its folder."""
@@ -149,7 +163,7 @@ class Job:
                 return "finished"
             if not locked or (folder and is_locked(folder / ".lock")):
                 return "busy"
-            self.first_step = self.status({self.log.name: "running"})[1]
+            self.first_step = self.status({self.log.name: "running"}).step
             command = self.command(folder)
             log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
             # SLURM sends SIGUSR2 to every process of a job, also to a script too young to handle it. A block is inherited.
@@ -160,9 +174,16 @@ class Job:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return "started"
 
+    @property
+    def started(self) -> Popen:
+        """The script, between `start` and `end`."""
+        if self.process is None:
+            raise RuntimeError(f"{self.name} is not started")
+        return self.process
+
     def end(self) -> Literal["finished", "interrupted", "failed"]:
         """Wait for the end of the script, and say what it was."""
-        status, self.process = self.process.wait(), None
+        status, self.process = self.started.wait(), None
         if status == 0 or status in STOPPED:
             return "interrupted" if status else "finished"
         self.log_failure(f"with status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}")
@@ -175,11 +196,11 @@ class Job:
 
     def __call__(self) -> None:
         """Train to the end, as a SLURM job; raises a RuntimeError if the script fails."""
-        state = "new"
+        state: str = "new"
         while state != "finished":
             if (state := self.start()) == "started":
                 # Not Popen.wait: `checkpoint` interrupts this line, and would wait for its lock forever.
-                os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
+                os.waitid(os.P_PID, self.started.pid, os.WEXITED | os.WNOWAIT)
                 if (state := self.end()) == "failed":
                     raise RuntimeError(self.last_lines())
             # Busy: with the script of an earlier job, whose node was given up. Interrupted: by SLURM, which will end this
@@ -194,7 +215,7 @@ class Job:
         if self.process and self.process.returncode is None:
             os.kill(self.process.pid, signal.SIGTERM)
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
-            stepped = self.status({})[1] > self.first_step
+            stepped = self.status({}).step > self.first_step
             again.fruitless_starts = 0 if stepped else self.fruitless_starts + 1
         if again.fruitless_starts < FRUITLESS_STARTS:
             return submitit.helpers.DelayedSubmission(again)
@@ -216,7 +237,7 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def uses_slurm(options: Options) -> bool:
+def uses_slurm(options: Runs) -> bool:
     """Whether the runs are for SLURM. Raises a UsageError for a flag of SLURM if they are not."""
     slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
     if not slurm and any(getattr(options, option.name) != option.default for option in fields(Slurm)):
@@ -224,7 +245,7 @@ def uses_slurm(options: Options) -> bool:
     return slurm
 
 
-def plan(options: Options) -> list[Job]:
+def plan(options: Runs) -> list[Job]:
     """The runs that are asked for. Raises a UsageError for a mistake in any flag or, unless for --status, environment."""
     for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus", "trials"):  # the last one is tune.py's
         if (value := getattr(options, name, None)) is not None and value < 1:
@@ -285,7 +306,7 @@ def planned(options: Options) -> list[Job]:
     return jobs
 
 
-def show(rows: list[tuple[Job, tuple]]) -> None:
+def show(rows: list[tuple[Job, Status]]) -> None:
     """Print a table of the runs, a summary, and the last lines of those that failed."""
     width = max(len(job.name) for job, _ in rows)
     print(f"{'run':{width}}  {'state':11} {'steps':>21} {'evaluation':>11} {'time left':>10}")
@@ -293,9 +314,9 @@ def show(rows: list[tuple[Job, tuple]]) -> None:
         left = tqdm.format_interval(max(0, seconds_left)) if state == "running" and seconds_left is not None else "-"
         steps, mean = f"{step:,}/{job.args['total_timesteps']:,}", "-" if evaluation is None else f"{evaluation:.1f}"
         print(f"{job.name:{width}}  {state:11} {steps:>21} {mean:>11} {left:>10}")
-    states = [state for _, (state, *_) in rows]
+    states = [status.state for _, status in rows]
     print(f"\n{len(rows)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
-    for job in (job for job, (state, *_) in rows if state == "failed"):
+    for job in (job for job, status in rows if status.state == "failed"):
         print(f"\n{job.name} failed, its log is {job.log}:\n{job.last_lines()}")
 
 
@@ -309,11 +330,12 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
     handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
     # The handler raises nothing, so no start is torn apart.
     handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in handled}
-    waiting, running, failures, stopping, asked, shown = list(todo), [], 0, False, 0.0, 0.0
+    waiting, failures, stopping, asked, shown = list(todo), 0, False, 0.0, 0.0
+    running: list[Job] = []
 
     def steps() -> int:
         rows = [(job.status({}), job.args["total_timesteps"]) for job in jobs]
-        return sum(most if state == "finished" else step for (state, step, *_), most in rows)
+        return sum(most if status.state == "finished" else status.step for status, most in rows)
 
     most = sum(job.args["total_timesteps"] for job in jobs)
     with tqdm(total=most, initial=steps(), unit="step", unit_scale=True, disable=None) as bar:
@@ -328,18 +350,18 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
             if not stopping and (signals or time.monotonic() > asked + 1):
                 asked, stopping = time.monotonic(), bool(signals) or enough()
                 for job in running if stopping else ():
-                    job.process.terminate()
+                    job.started.terminate()
                 if stopping and signals:
                     tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
             if not bar.disable and time.monotonic() > shown + 15:
                 shown = time.monotonic()
                 bar.update(steps() - bar.n)
             time.sleep(0.02 if running else 1)
-            for job in [job for job in running if job.process.poll() is not None]:
+            for job in [job for job in running if job.started.poll() is not None]:
                 running.remove(job)
-                state = job.end()
-                failures += state == "failed"
-                tqdm.write(f"{job.name} {state}: {job.last_lines(6 if state == 'failed' else 1)}")
+                end = job.end()
+                failures += end == "failed"
+                tqdm.write(f"{job.name} {end}: {job.last_lines(6 if end == 'failed' else 1)}")
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if signals:
@@ -365,12 +387,13 @@ def read_queue(patience: float) -> dict[str, str]:
         raise UsageError(f"SLURM does not answer; --engine local would use this machine ({reason})") from None
     for number, state in map(str.split, listed.splitlines()):
         with contextlib.suppress(AssertionError, OSError):  # a job of something else, which has no file here
-            job = submitit.SlurmJob(SLURM_FOLDER, number).submission().function
+            # It is a Job. The types of submitit know it as a function only.
+            job: Any = submitit.SlurmJob(SLURM_FOLDER, number).submission().function
             queue[job.log.name] = "queued" if state == "PENDING" else "running"
     return queue
 
 
-def submit(jobs: list[Job], options: Options) -> None:
+def submit(jobs: list[Job], options: Runs) -> None:
     """Submit the jobs as an array, or as several where SLURM limits its size."""
     import submitit
 
@@ -383,7 +406,7 @@ def submit(jobs: list[Job], options: Options) -> None:
     executor.update_parameters(time=options.time, signal_delay_s=delay, array_parallelism=parallel, stderr_to_stdout=True)
     other = [text.partition("=") for text in options.sbatch]
     executor.update_parameters(additional_parameters={name: value if equals else True for name, equals, value in other})
-    limit = int(re.search(r"MaxArraySize\s*=\s*(\d+)", check_output(["scontrol", "show", "config"], text=True))[1])
+    limit = int(re.findall(r"MaxArraySize\s*=\s*(\d+)", check_output(["scontrol", "show", "config"], text=True))[0])
     for first in range(0, len(jobs), limit):
         try:
             submitted = executor.submit_array(jobs[first : first + limit])
@@ -392,7 +415,7 @@ def submit(jobs: list[Job], options: Options) -> None:
         print(f"submitted {len(submitted)} jobs, {submitted[0].job_id.split('_')[0]}; --status shows them, scancel stops them")
 
 
-def sweep(jobs: list[Job], options: Options) -> int:
+def sweep(jobs: list[Job], options: Runs) -> int:
     """Show the runs and, unless it is for --status, go on with those that nobody works on; returns the exit status."""
     slurm = uses_slurm(options)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
@@ -400,11 +423,11 @@ def sweep(jobs: list[Job], options: Options) -> int:
     with filelock.FileLock(LOGS / ".lock"):  # two sweeps must not submit the same job
         queue = read_queue(patience=0 if options.status else 60) if slurm else {}
         rows = [(job, job.status(queue)) for job in jobs]
-        todo = [job for job, (state, *_) in rows if state in ("new", "interrupted", "failed")]
+        todo = [job for job, status in rows if status.state in ("new", "interrupted", "failed")]
         show(rows)
         if slurm and todo and not options.status:
             submit(todo, options)
-    return 0 if slurm or options.status else run_here(jobs, todo, options.workers or os.cpu_count())
+    return 0 if slurm or options.status else run_here(jobs, todo, options.workers or os.cpu_count() or 1)
 
 
 def main(options_class: type = Options, work: Callable[[Any], int] = lambda options: sweep(planned(options), options)) -> int:

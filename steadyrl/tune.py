@@ -4,10 +4,10 @@
     python -m steadyrl.tune --env-ids Hopper-v4 --settings short="--total-timesteps 200000" --trials 50
     python -m steadyrl.tune (the same) --engine slurm --workers 10 --time 240              # ten trials side by side
 
-It takes the flags of steadyrl.sweep. A trial trains a setting on all seeds at once; its value is the mean over seeds and the last five evaluations, and it is pruned
-if its best mean so far is below the median of the complete trials. The first one has the script's own setting. What is tried
-stands in tune.toml. The same command again goes on: a trial whose worker was killed is taken up from its run folders. Journal
-and logs are in runs/.sweep/.
+It takes the flags of steadyrl.sweep. A trial trains a setting on all seeds at once; its value is the mean over seeds and the
+last five evaluations, and it is pruned if its best mean so far is below the median of the complete trials. The first one has
+the script's own setting. What is tried stands in tune.toml. The same command again goes on: a trial whose worker was killed is
+taken up from its run folders. Journal and logs are in runs/.sweep/.
 """
 
 import os
@@ -15,14 +15,15 @@ import shlex
 import sys
 import tomllib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import filelock
-from steadyrl import sweep
 
+from steadyrl import sweep
 from steadyrl.errors import UsageError
 
 
@@ -48,9 +49,10 @@ class Worker(sweep.Job):
     def command(self, folder: Path | None) -> list[str]:
         return [sys.executable, "-m", "steadyrl.tune", *self.flags]
 
-    def status(self, queue: dict[str, str]) -> tuple[str, int, None, None]:
+    def status(self, queue: dict[str, str]) -> sweep.Status:
         found = sorted(Path("runs").glob(f"{self.name.rpartition('__')[0]}-*/checkpoints/*.pt"))  # of each run the last is kept
-        return super().status(queue)[0], sum({path.parent: int(path.name[:12]) for path in found}.values()), None, None
+        steps = {path.parent: int(path.name[:12]) for path in found}
+        return sweep.Status(super().status(queue).state, sum(steps.values()))
 
 
 class Tuner:
@@ -58,6 +60,7 @@ class Tuner:
 
     def __init__(self, options: Options):
         import optuna
+        from optuna.storages import JournalStorage, journal
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.options, self.optuna, runs = options, optuna, sweep.plan(options)
@@ -69,17 +72,18 @@ class Tuner:
         try:
             table, kinds = tomllib.loads(options.space.read_text())[options.script.stem], optuna.distributions
             table = {name.replace("-", "_"): choice for name, choice in table.items()}
+            make: dict[type, Callable[[Any], kinds.CategoricalDistribution | kinds.FloatDistribution]]
             make = {list: kinds.CategoricalDistribution, dict: lambda ends: kinds.FloatDistribution(**ends)}
             self.space = {name: make[type(choice)](choice) for name, choice in table.items()}
             for name, kind in self.space.items():
-                for value in kind.choices if hasattr(kind, "choices") else (kind.low, kind.high):
+                for value in (kind.low, kind.high) if isinstance(kind, kinds.FloatDistribution) else kind.choices:
                     self.jobs("tune", {name: value})
         except (OSError, ValueError, TypeError, KeyError, UsageError) as error:
             raise UsageError(f"--space {options.space}, table [{options.script.stem}]: {error}") from None
         self.name = f"tune-{zlib.crc32(repr([options.script.stem, self.args, self.seeds, table]).encode()):08x}"
         sweep.LOGS.mkdir(parents=True, exist_ok=True)
         self.journal = f"{sweep.LOGS / self.name}.journal"
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(self.journal))
+        storage = JournalStorage(journal.JournalFileBackend(self.journal))
         self.study = optuna.create_study(storage=storage, study_name=self.name, direction="maximize", load_if_exists=True)
         # None means the value of a more general flag: for --critic-learning-rate, that of --learning-rate.
         general = {name: self.args.get(name.partition("_")[2]) for name in table}
@@ -119,9 +123,9 @@ class Tuner:
                     means[step] = mean(value for _, value in rows)
                     trial.report(means[step], step)
                     self.pruned = self.pruned or trial.should_prune()
-            return self.pruned or any(job.status({})[0] == "failed" for job in jobs)
+            return self.pruned or any(job.status({}).state == "failed" for job in jobs)
 
-        status, states = sweep.run_here(jobs, jobs, len(jobs), enough), {job.status({})[0] for job in jobs}
+        status, states = sweep.run_here(jobs, jobs, len(jobs), enough), {job.status({}).state for job in jobs}
         if states == {"finished"}:
             enough()
             self.study.tell(trial, mean([*means.values()][-5:]))  # five, as in compare.py
@@ -138,7 +142,7 @@ def tune(options: Options) -> int:
             status = tuner.train(trial)
         return status
     if sum(trial.state.is_finished() for trial in tuner.study.trials) < options.trials:
-        workers = options.workers or max(1, os.cpu_count() // len(tuner.seeds))
+        workers = options.workers or max(1, (os.cpu_count() or 1) // len(tuner.seeds))
         steps = {"total_timesteps": options.trials * len(tuner.seeds) * tuner.args["total_timesteps"]}
         jobs = tuner.jobs(tuner.name, {}, seeds=tuple(range(workers)))
         jobs = [Worker(job.script, [*sys.argv[1:], "--worker"], job.args | steps) for job in jobs]

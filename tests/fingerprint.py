@@ -47,7 +47,7 @@ def fingerprint(run_dir: Path) -> dict[str, str]:
         "weights": state["agent"]["networks"],
         "optimizers": state["agent"]["optimizers"],
         "replay": state["replay_buffer"],
-        "random": [state["generators"], state.get("noise")],
+        "random": [state["random"], state["others"].get("noise")],
         "environments": state["environments"],
         "run": run,
         "scalars": scalars,

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
+import torch
 import torch.nn as nn
 import toys  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -9,9 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
+import td3_continuous_action as td3
 
 ROOT = Path(__file__).parent.parent
-AGENTS = {ddpg: "DDPG", sac: "SAC", dqn: "DQN"}  # the scripts and the names of their agents
+AGENTS = {ddpg: "DDPG", td3: "TD3", sac: "SAC", dqn: "DQN"}  # the scripts and the names of their agents
 
 
 def quick_args(script=ddpg, **changes):
@@ -29,6 +33,24 @@ def quick_args(script=ddpg, **changes):
         "episode_replay": "plain",  # not found out anew for each run
     }
     return script.Args(**(values | changes))
+
+
+def spaces_of(script, num_actions: int = 1) -> tuple[gym.Space, gym.Space]:
+    """Pendulum-v1's, or CartPole-v1's for discrete actions: what one test compiled, others find in torch's cache."""
+    observations = gym.spaces.Box(-np.inf, np.inf, (4 if script is dqn else 3,), np.float32)
+    return observations, gym.spaces.Discrete(2) if script is dqn else gym.spaces.Box(-2, 2, (num_actions,), np.float32)
+
+
+def agent_of(script, num_actions: int = 1, device: str = "cpu", **changes):
+    """The agent of a script, always with the same networks."""
+    torch.manual_seed(0)
+    args, spaces = quick_args(script, **changes), spaces_of(script, num_actions)
+    return script.main.agent_class(*spaces, args, torch.device(device))
+
+
+def idle(script=ddpg) -> type:
+    """The agent of a script, that acts and never learns."""
+    return type("Idle", (script.main.agent_class,), {"update": lambda self, *values, **named: {}})
 
 
 def drop_biases(monkeypatch, script) -> None:

@@ -16,16 +16,15 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 from steadyrl import checkpoints, evaluation, run  # noqa: E402
 
 script = importlib.import_module(os.environ.get("SCRIPT", "ddpg_continuous_action"))
-agent = next(value for name, value in vars(script).items() if name in ("DDPG", "SAC", "DQN"))
 MOMENTS = {
     "step": (script.ReplayBuffer, "add"),
-    "update": (agent, "update"),
+    "update": (script.main.agent_class, "update"),
     "write": (checkpoints, "write_file"),
     "fsync": (os, "fsync"),
     "rename": (Path, "rename"),
     "evaluate": (run, "evaluate"),
     "final": (evaluation, "load_model"),
-    "episode": (agent, "value"),
+    "episode": (script.main.agent_class, "value"),
 }
 
 

@@ -18,7 +18,7 @@ from helpers import ROOT, quick_args
 from processes import run_script
 
 import ddpg_continuous_action as ddpg
-from steadyrl import environments, errors, replay_buffer
+from steadyrl import checks, environments, errors, replay_buffer
 from steadyrl.arguments import parse_args
 from steadyrl.evaluation import results_of
 
@@ -60,8 +60,6 @@ BAD = {
     "no number": ("--gamma high", "FLOAT"),
     "gamma above 1": ("--gamma 1.01", "between 0 and 1"),
     "gamma below 0": ("--gamma -0.1", "between 0 and 1"),
-    "expectile 1": ("--expectile 1 --critic-loss expectile", "above 0 and below 1"),
-    "negative smoothing": ("--policy-noise -0.1", "0 or more"),
     "tau 0": ("--tau 0", "above 0 and at most 1"),
     "tau above 1": ("--tau 1.5", "above 0 and at most 1"),
     "negative noise": ("--exploration-noise -0.1", "0 or more"),
@@ -121,6 +119,37 @@ def test_a_bad_argument_is_refused(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["--policy-noise", "--noise-clip"])
+@pytest.mark.parametrize("value", ["-0.1", "nan", "inf"])
+def test_a_bad_smoothing_is_refused(flag, value, tmp_path):
+    done = main_in_this_process(flag, value, cwd=tmp_path, script="td3_continuous_action")
+    refused(done, f"{flag} {value}: must be 0 or more")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "place"),
+    [
+        ("ddpg", "--num-critics 2", "td3_continuous_action.py"),
+        ("ddpg", "--num-critics=2", "td3_continuous_action.py"),
+        ("ddpg", "--num-critics 1", "td3_continuous_action.py"),
+        ("ddpg", "--env-id Pendulum-v1 --num-critics", "td3_continuous_action.py"),
+        ("ddpg", "--policy-noise 0.2", "td3_continuous_action.py"),
+        ("ddpg", "--noise-clip 0.5", "td3_continuous_action.py"),
+        ("ddpg", "--noise_clip 0.5 --seed 1", "td3_continuous_action.py"),
+        ("ddpg", "--expectile 0.7", "td3_continuous_action.py"),
+        ("ddpg", "--critic-loss expectile", "td3_continuous_action.py"),
+        ("ddpg", "--critic_loss=expectile", "td3_continuous_action.py"),
+        ("sac", "--expectile 0.7", "an experiment"),
+        ("sac", "--critic-loss expectile", "an experiment"),
+    ],
+)
+def test_a_removed_flag_is_refused_with_the_place_it_went_to(script, words, place, tmp_path):
+    done = main_in_this_process(*words.split(), cwd=tmp_path, script=f"{script}_continuous_action")
+    refused(done, words.replace("=", " ").removeprefix("--env-id Pendulum-v1 ").removesuffix(" --seed 1"), place)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unknown environment", "unknown flag", "tau 0"])
 def test_a_bad_argument_is_refused_by_the_script_itself(name, tmp_path):
@@ -140,7 +169,7 @@ def test_a_run_that_never_learns_is_a_warning(tmp_path):
 
 
 def test_every_float_is_checked_for_nan():
-    assert sum(name.startswith("NaN") for name in BAD) == 15
+    assert sum(name.startswith("NaN") for name in BAD) == 12
 
 
 def test_runs_that_cannot_be_written(tmp_path):
@@ -152,7 +181,7 @@ def test_runs_that_cannot_be_written(tmp_path):
 
 def test_a_missing_wandb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises an ImportError
-    refused(main_in_this_process("--track", cwd=tmp_path), "--track", "pip install wandb")
+    refused(main_in_this_process("--track", cwd=tmp_path), "--track: needs wandb", "pip install wandb")
     assert not (tmp_path / "runs").exists()
 
 
@@ -189,7 +218,7 @@ def test_without_libegl_only_mujoco_does_not_render(tmp_path):
 def test_a_missing_moviepy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "moviepy", None)  # importing it raises an ImportError
     done = main_in_this_process("--capture-video", "--env-id", "toys:Counter-v0", cwd=tmp_path)
-    refused(done, "--capture-video", "pip install moviepy")
+    refused(done, "--capture-video: needs moviepy", "pip install moviepy")
     assert not (tmp_path / "runs").exists()
 
 
@@ -217,12 +246,12 @@ def test_the_estimate_is_the_size_of_the_buffer(monkeypatch):
     """With one byte less than the buffer takes, it is refused; with as many, it is not."""
     args = quick_args(env_id="Pendulum-v1", buffer_size=12_345)
     env = environments.make_env(args)
-    rb = ddpg.ReplayBuffer(12_345, env.observation_space, env.action_space, "cpu", handle_timeout_termination=False)
-    monkeypatch.setattr(environments, "available_memory", lambda: rb.transitions.nbytes)
-    environments.check(args)
-    monkeypatch.setattr(environments, "available_memory", lambda: rb.transitions.nbytes - 1)
+    rb = ddpg.ReplayBuffer(12_345, env.observation_space, env.action_space, "cpu")
+    monkeypatch.setattr(checks, "available_memory", lambda: rb.transitions.nbytes)
+    checks.check(args)
+    monkeypatch.setattr(checks, "available_memory", lambda: rb.transitions.nbytes - 1)
     with pytest.raises(errors.UsageError, match="--buffer-size 12345"):
-        environments.check(args)
+        checks.check(args)
 
 
 def test_help_is_grouped_and_names_every_flag(tmp_path):
@@ -236,6 +265,7 @@ def test_help_is_grouped_and_names_every_flag(tmp_path):
 def test_underscores_and_negations_work_as_in_cleanrl():
     parsed = parse_args(ddpg.Args, ["--env_id", "Ant-v5", "--no-cuda", "--learning_rate", "1e-3"], ddpg.Args())
     assert parsed == ddpg.Args(env_id="Ant-v5", cuda=False, learning_rate=1e-3)
+    assert parse_args(ddpg.Args, [], ddpg.Args()) == ddpg.Args()
 
 
 @pytest.fixture
@@ -280,6 +310,45 @@ def test_evaluating_plays_as_many_episodes_as_asked(saved_run, tmp_path):
     assert done.returncode == 0 and "over 5 episodes" in done.stdout
     two, five = results_of(saved_run)
     assert five["episodes"] == len(five["returns"]) == len(five["seeds"]) == 5 and five["returns"][:2] == two["returns"]
+
+
+HARMLESS = {"num_critics": 1, "policy_noise": 0.0, "noise_clip": 0.3, "expectile": 0.9}  # flags of the version before
+
+
+def write_saved_args(run_dir: Path, **changes) -> None:
+    """Change what the args.json of a run holds."""
+    settings = json.loads((run_dir / "args.json").read_text())
+    settings["args"] |= changes
+    (run_dir / "args.json").write_text(json.dumps(settings))
+
+
+def test_a_run_of_the_version_before_goes_on_where_removed_flags_changed_nothing(saved_run, tmp_path):
+    write_saved_args(saved_run, **HARMLESS)
+    done = main_in_this_process("--evaluate", str(saved_run), cwd=tmp_path)
+    assert done.returncode == 0 and "has no --" not in done.stdout, done.stderr
+    done = main_in_this_process("--resume", str(saved_run), "--total-timesteps", "310", cwd=tmp_path)
+    assert done.returncode == 0 and "has no --" not in done.stdout, done.stderr
+    assert not HARMLESS.keys() & json.loads((saved_run / "args.json").read_text())["args"].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "word"),
+    [
+        ("num_critics", 2, "td3_continuous_action.py"),
+        ("policy_noise", 0.2, "td3_continuous_action.py"),
+        ("critic_loss", "expectile", "an experiment"),
+    ],
+)
+def test_a_run_of_the_version_before_is_refused_where_one_changed_something(saved_run, tmp_path, name, value, word):
+    def content() -> dict[Path, tuple]:
+        return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in saved_run.rglob("*")}
+
+    write_saved_args(saved_run, **HARMLESS | {name: value})
+    before = content()
+    for flag in ("--evaluate", "--resume"):
+        done = main_in_this_process(flag, str(saved_run), cwd=tmp_path)
+        refused(done, f"{flag} {saved_run}: was trained with --{name.replace('_', '-')} {value}: ", word)
+    assert content() == before
 
 
 class Malicious:

@@ -408,7 +408,7 @@ def test_the_file_alone_compares_what_is_in_runs(tmp_path):
     for seed in (1, 2, 3):
         points = [(step, seed) for step in range(100, 2001, 100)]
         write_events(tmp_path / "runs" / f"Hopper-v4__td3__{seed}__17", charts__episodic_return=points)
-    shutil.copy(ROOT / "compare.py", tmp_path)
+    shutil.copy(ROOT / "steadyrl" / "compare.py", tmp_path)
     command = [sys.executable, "compare.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

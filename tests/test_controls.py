@@ -1,18 +1,24 @@
 """The controls beyond plain DDPG, each against what it promises."""
 
+import dataclasses
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from helpers import quick_args
+from gymnasium.vector.utils import batch_space
+from helpers import idle, quick_args
 from test_ddpg import ACTIONS, OBS, batch_of
-from test_replay import Idle, stored
+from test_replay import stored
 
 import ddpg_continuous_action as ddpg
 import steadyrl.run
 from steadyrl import environments, evaluation
 from steadyrl.arguments import parse_args
+from steadyrl.noise import ExplorationNoise
+
+Idle = idle(ddpg)
 
 
 def agent_with(**changes) -> ddpg.DDPG:
@@ -50,44 +56,35 @@ def test_ou_noise_is_a_process_of_each_environment_that_starts_anew_with_each_ep
 
 
 def test_ou_noise_starts_anew_where_an_episode_starts():
-    noise = ddpg.ExplorationNoise(ACTIONS, ddpg.Args(noise="ou", num_envs=2, exploration_noise=1.0))
-    noise.process.noise_prev[:] = 100.0
+    noise = ExplorationNoise("ou", batch_space(ACTIONS, 2), np.random.RandomState(0), 1.0)
+    noise.values[:] = 100.0
     anew, going_on = noise(0, np.array([True, False])) / noise.half_range
     assert (abs(anew) < 10).all() and (going_on > 90).all()
 
 
-class Ones:
-    """A noise process that always draws ones."""
+class Ones(np.random.RandomState):
+    """A generator that always draws ones."""
 
-    noise_prev = np.zeros((1, *ACTIONS.shape))
-
-    def __call__(self):
-        return np.ones_like(self.noise_prev)
+    def standard_normal(self, size=None):
+        return np.ones(size)
 
 
 def test_noise_decays_linearly_and_then_stays(run):
-    args = ddpg.Args(exploration_noise=0.5, exploration_noise_end=0.1, exploration_fraction=0.5, total_timesteps=1000)
-    steps = (0, 125, 250, 500, 750, 1000)
-    falling, constant = ddpg.ExplorationNoise(ACTIONS, args), ddpg.ExplorationNoise(ACTIONS, ddpg.Args(exploration_noise=0.3))
-    for noise in (falling, constant):
-        noise.process = Ones()
+    steps, space = (0, 125, 250, 500, 750, 1000), batch_space(ACTIONS, 1)
+    falling = ExplorationNoise("gaussian", space, Ones(), 0.5, end=0.1, steps=500)
+    constant = ExplorationNoise("gaussian", space, Ones(), 0.3)
     none_starts, half_range = np.zeros(1, bool), (ACTIONS.high - ACTIONS.low) / 2
     np.testing.assert_allclose(
         [falling(step, none_starts) for step in steps], np.multiply.outer([0.5, 0.4, 0.3, 0.1, 0.1, 0.1], [half_range])
     )
     np.testing.assert_allclose(constant(10**6, none_starts), [0.3 * half_range])
 
-    args = quick_args(
-        env_id="Bounds-v0",
-        exploration_noise=0.3,
-        exploration_noise_end=0.0,
-        total_timesteps=1600,
-        learning_starts=0,
-        buffer_size=1600,
-    )
-    noise = noise_of(run(args, Idle))
-    assert noise[:200].std() == pytest.approx(0.3 * 15 / 16, rel=0.1)
-    assert noise[-200:].std() == pytest.approx(0.3 / 16, rel=0.3)
+    falling = {"exploration_noise": 0.3, "exploration_noise_end": 0.0, "total_timesteps": 1600, "buffer_size": 1600}
+    args = quick_args(env_id="Bounds-v0", learning_starts=0, **falling)
+    whole, half = (noise_of(run(dataclasses.replace(args, exploration_fraction=share), Idle)) for share in (1.0, 0.5))
+    assert whole[:200].std() == pytest.approx(0.3 * 15 / 16, rel=0.1)
+    assert whole[-200:].std() == pytest.approx(0.3 / 16, rel=0.3)
+    assert half[:200].std() == pytest.approx(0.3 * 7 / 8, rel=0.1) and not half[800:].any()
 
 
 def test_learning_rates_and_weight_decay():
@@ -111,46 +108,6 @@ def test_huber_loss_of_a_hand_computed_batch():
     agent.critic = lambda obs, actions: 0 * actions[:, 0]
     loss, _ = agent.critic_loss(batch_of(2)._replace(rewards=torch.tensor([[0.5], [-3.0]])))
     assert loss.item() == pytest.approx((0.125 + 2.5) / 2)
-
-
-def test_expectile_loss_of_a_hand_computed_batch():
-    """TD errors 2 (target above the estimate) and -3: weights 2 x 0.3 and 2 x 0.7; at 0.5 it is the mean square."""
-    for expectile, expected in ((0.3, (0.6 * 4 + 1.4 * 9) / 2), (0.5, (4 + 9) / 2)):
-        agent = agent_with(critic_loss="expectile", expectile=expectile, gamma=0.0)
-        agent.critic = lambda obs, actions: 0 * actions[:, 0]
-        loss, _ = agent.critic_loss(batch_of(2)._replace(rewards=torch.tensor([[2.0], [-3.0]])))
-        assert loss.item() == pytest.approx(expected)
-
-
-def test_target_policy_smoothing_by_hand():
-    """Noise of 0.2 half ranges, at most 0.5, on the target actor's action, within the bounds of each dimension ([0, 2] and
-    [-3, 1])."""
-    agent, seen = agent_with(policy_noise=0.2, noise_clip=0.5), []
-    agent.target_actor = lambda obs: torch.tensor([[1.0, 0.5]]).expand(len(obs), 2)
-    agent.target_critic = lambda obs, actions: seen.append(actions) or 0 * actions[:, 0]
-    noise = torch.tensor([[1.0, -1.0], [9.0, 9.0], [-2.0, 0.0]])
-    agent.critic_loss(batch_of(3), noise)
-    torch.testing.assert_close(seen[0], torch.tensor([[1.2, 0.1], [1.5, 1.0], [0.6, 0.5]]))
-    agent.critic_loss(batch_of(3))  # without noise, the target actor's own
-    torch.testing.assert_close(seen[1], torch.tensor([[1.0, 0.5]]).expand(3, 2))
-
-
-def test_smoothing_draws_fresh_noise_for_each_update_and_none_if_off(run):
-    draws = []
-
-    class Listening(Idle):
-        def update(self, batch, update_policy, noise=None):
-            draws.append(noise)
-            return {}
-
-    run(quick_args(policy_noise=0.3, learning_starts=100), Listening)
-    assert all(noise.shape == (16, 2) and noise.dtype == torch.float32 for noise in draws)
-    drawn = torch.stack(draws)
-    assert len(drawn) == 200 == len(drawn.flatten(1).unique(dim=0))
-    assert abs(drawn.std() - 1) < 0.05 and abs(drawn.mean()) < 0.05
-    draws.clear()
-    run(quick_args(), Listening)
-    assert draws == [None] * 50
 
 
 @pytest.mark.parametrize(("activation", "layer"), [("relu", nn.ReLU), ("leaky_relu", nn.LeakyReLU), ("tanh", nn.Tanh)])
@@ -241,7 +198,7 @@ def test_training_points(run, num_envs, train_frequency, gradient_steps, points,
             calls.append("act")
             return super().act(obs)
 
-        def update(self, batch, update_policy, noise=None):
+        def update(self, batch, update_policy):
             calls.append(update_policy)
             return {}
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from test_ddpg import NumpyDDPG
 
 import dqn
-from steadyrl import environments, errors
+from steadyrl import checks, environments, errors
 
 OBS, ACTIONS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.Discrete(4)
 
@@ -185,7 +185,7 @@ def test_updates_and_target_updates_follow_the_clock(run):
 )
 def test_what_is_no_table_of_actions_is_refused(changes, words):
     with pytest.raises(errors.UsageError, match=words):
-        environments.check(quick_args(dqn, **changes))
+        checks.check(quick_args(dqn, **changes))
 
 
 def test_a_box_is_cut_into_bins():

@@ -8,6 +8,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,11 @@ from test_faults import TOY, steps_of
 from test_resume import SHORT, only_run, run_killed
 
 import ddpg_continuous_action as ddpg
+import sac_continuous_action as sac
 import steadyrl.logs
 import steadyrl.run
-from steadyrl import checkpoints, command_line, environments, episodes
+import td3_continuous_action as td3
+from steadyrl import checkpoints, checks, environments, episodes, record, spaces
 
 REPLAYS = {
     "Pendulum-like": "plain",
@@ -39,7 +42,7 @@ REPLAYS["OwnSeededGenerator"] = "rebuild"
 
 def replay_of(env_id: str) -> str:
     args = quick_args(env_id=env_id)
-    return episodes.find_replay(lambda rebuild: environments.make_env(args, rebuild=rebuild))
+    return episodes.find_replay(lambda rebuild: environments.make_replayable_env(args, rebuild=rebuild))
 
 
 @pytest.mark.parametrize("name", REPLAYS)
@@ -57,9 +60,7 @@ def test_the_check_draws_nothing_from_the_random_streams():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
     before = streams()
-    args = quick_args(episode_replay="auto")
-    environments.check(args)
-    assert streams() == before and args.found_replay == "plain"
+    assert checks.check(quick_args(episode_replay="auto")) == "plain" and streams() == before
 
 
 def resumed(args: ddpg.Args) -> episodes.TrainingEnvs:
@@ -157,6 +158,91 @@ def test_any_spaces_become_vectors(run, capsys, name, size, words, num_envs):
         assert (received >= low).all() and (received <= high).all() and received.shape[1:] == (2, 2)
 
 
+def box_env(low, high, dtype) -> toys.Shaped:
+    """An environment that takes actions of this Box."""
+    return toys.Shaped(action_space=gym.spaces.Box(np.array(low, dtype), np.array(high, dtype), dtype=dtype))
+
+
+BOUNDS = [
+    (-0.1, 0.1, np.float64),  # float32 has no 0.1: the nearest one is larger
+    (1 / 3, 2 / 3, np.float64),
+    (-1e-50, 1.0, np.float64),
+    (-1e38, 1e38, np.float64),
+    (-0.1, 0.7, np.float16),
+    (-2.0, 2.0, np.float32),
+]
+
+
+@pytest.mark.parametrize(("low", "high", "dtype"), BOUNDS)
+def test_every_legal_action_is_in_the_space(low, high, dtype):
+    """Bounds are rounded inward, by no more than a step of float32."""
+    env = box_env([[low, low]], [[high, high]], dtype)
+    wrapped = spaces.flatten_actions(env)
+    space = wrapped.action_space
+    assert space.shape == (2,) and space.dtype == dtype
+    for bound, exact in ((space.low, low), (space.high, high)):
+        assert (bound == bound.astype(np.float32)).all()  # nothing is lost where it is stored
+        np.testing.assert_allclose(bound, np.array(exact, dtype), rtol=2e-7, atol=1e-44)
+    for asked in (-1e30, low, np.nextafter(np.float32(low), np.float32(-9)), 0.4, np.float32(high), high, 1e30):
+        for precision in (np.float32, np.float64):
+            stored = spaces.legal(np.full((1, 2), asked, precision), space)
+            assert stored.dtype == np.float32
+            wrapped.reset(seed=1)
+            toys.RECEIVED.clear()
+            wrapped.step(stored[0])
+            ((_, received),) = toys.RECEIVED
+            assert received in env.action_space and received.dtype == dtype
+            np.testing.assert_array_equal(received.astype(np.float32).reshape(1, 2), stored)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (1.0 + 1e-12, 1.0 + 2e-12),  # between two numbers of float32
+        (1e-60, 2e-60),
+        (-1e300, 1e300),
+        (-3e38, 3e38),  # their difference is infinite
+    ],
+)
+def test_bounds_that_float32_cannot_hold_are_refused(low, high):
+    with pytest.raises(gym.error.Error, match="float32 cannot hold"):
+        spaces.flatten_actions(box_env([low], [high], np.float64))
+
+
+def test_an_environment_gets_a_copy_of_its_action():
+    """What it does to it is not seen by the replay buffer."""
+    env = box_env([-1.0, -1.0], [1.0, 1.0], np.float32)
+    step = env.step
+
+    def spoil(action):
+        result = step(action)
+        action[:] = 9
+        return result
+
+    env.step = spoil
+    wrapped = spaces.flatten_actions(env)
+    wrapped.reset(seed=1)
+    action = np.float32([0.5, -0.5])
+    wrapped.step(action)
+    assert action.tolist() == [0.5, -0.5]
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+@pytest.mark.parametrize("script", [ddpg, td3, sac], ids=lambda script: script.__name__)
+def test_a_run_stores_what_an_environment_of_any_precision_gets(run, monkeypatch, script, dtype):
+    """Actions at the bounds, at random and of the actor; each one is in the space, whatever its precision."""
+    box = gym.spaces.Box(np.array([-0.1, 1 / 3], dtype), np.array([0.1, 2 / 3], dtype), dtype=dtype)
+    gym.register("Precise-v0", toys.Shaped, kwargs={"action_space": box})
+    try:
+        large = {"exploration_noise": 3.0} if script is not sac else {}
+        parts = run(quick_args(script, env_id="Precise-v0", learning_starts=100, **large))
+    finally:
+        gym.registry.pop("Precise-v0")
+    received = np.array([action for _, action in toys.RECEIVED[:300]])
+    assert received.dtype == dtype and all(action in box for action in received)
+    np.testing.assert_array_equal(received.astype(np.float32), parts.rb.actions[:300, 0])
+
+
 # Names
 
 
@@ -204,7 +290,7 @@ def test_a_start_from_zero_says_so_and_keeps_what_was_there(run, capsys):
     before = {
         name: (folder / name).read_bytes() for name in ("best_model.pt", "model.pt", "evaluations.csv", "evaluation.json")
     }
-    args = command_line.load_args(folder, ddpg.Args)
+    args = record.load_args(folder, ddpg.Args)
     args.resume, args.total_timesteps, args.eval_frequency = folder, 110, 50
     run(args)
     output = capsys.readouterr().out

@@ -8,7 +8,7 @@ import torch
 from helpers import quick_args
 
 import ddpg_continuous_action as ddpg
-from steadyrl import command_line, environments, errors, evaluation
+from steadyrl import command_line, environments, errors, evaluation, record
 
 
 def agent_for(args: ddpg.Args, value=None) -> ddpg.DDPG:
@@ -88,7 +88,7 @@ def test_a_saved_run_gives_its_own_result_again(run):
     """A run's best model, evaluated later, returns what the run reported; the first result is kept beside the second."""
     args = quick_args(eval_frequency=100)
     folder = run(args).run_dir
-    saved = command_line.load_args(folder, ddpg.Args)
+    saved = record.load_args(folder, ddpg.Args)
     saved.evaluate = folder
     command_line.evaluate_run(saved, ddpg.DDPG)
     first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluation-2.json"))

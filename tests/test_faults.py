@@ -6,6 +6,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import filelock
 import numpy as np
@@ -34,7 +36,7 @@ from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # no
 
 import ddpg_continuous_action as ddpg
 import steadyrl.run
-from steadyrl import checkpoints, command_line, environments, errors, files, setup
+from steadyrl import checkpoints, command_line, environments, errors, files, record
 from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS
 
 PENDULUM = f"--env-id Pendulum-v1 --num-envs 1 {SHORT}"
@@ -247,7 +249,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert checkpoints.load_checkpoint(run_dir / "checkpoints")["run"]["global_step"] == 350
     assert [step for step, _ in scalars(run_dir)["losses/q_loss"]] == [300, 350]
-    assert (run_dir / "evaluation-2.json").exists() and command_line.load_args(run_dir, ddpg.Args).total_timesteps == 350
+    assert (run_dir / "evaluation-2.json").exists() and record.load_args(run_dir, ddpg.Args).total_timesteps == 350
 
 
 @pytest.mark.parametrize(
@@ -525,13 +527,13 @@ def test_any_flipped_byte_or_cut_is_noticed(saved, data):
     assert checkpoints.is_whole(path)
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_kept(saved, capsys):
+def test_a_damaged_checkpoint_is_skipped_and_kept(saved, capsys):
     folder, save = saved
     save(400)
     damaged = file_of(folder, 400)
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 300
-    assert f"{damaged.name} is damaged" in capsys.readouterr().out
+    assert f"{damaged.name} is damaged and skipped" in capsys.readouterr().out
     save(400)  # the resumed run reaches this step again
     assert checkpoints.load_checkpoint(folder)["run"]["global_step"] == 400
     assert damaged.exists() and steps_of(folder) == [300, 400, 400]
@@ -559,7 +561,7 @@ def test_poisoned_weights_are_not_saved(run, tmp_path):
     class Poisoned(ddpg.DDPG):
         updates = 0
 
-        def update(self, batch, update_policy, noise=None):
+        def update(self, batch, update_policy):
             self.updates += 1
             if self.updates == 60:
                 torch.nn.init.constant_(self.target_critic.q_value.bias, float("nan"))
@@ -573,10 +575,10 @@ def test_poisoned_weights_are_not_saved(run, tmp_path):
 
 def test_other_versions_are_said_so(run, tmp_path, monkeypatch, capsys):
     run_dir = run(quick_args()).run_dir
-    args = command_line.load_args(run_dir, ddpg.Args)
+    args = record.load_args(run_dir, ddpg.Args)
     args.resume, args.total_timesteps = run_dir, 350
-    now = setup.versions()
-    monkeypatch.setattr(setup, "versions", lambda: now | {"torch": "9.9"})
+    now = record.versions()
+    monkeypatch.setattr(record, "versions", lambda: now | {"torch": "9.9"})
     run(args)
     assert f"other versions than {now}" in capsys.readouterr().out
 
@@ -602,6 +604,60 @@ def test_another_machine_may_take_other_threads_and_another_mode(run, capsys):
         assert said == [f"{line}: results may differ in rounding" for line in lines]
     assert {"num_threads", "accelerate"} <= command_line.RESUME_MAY_CHANGE
     assert json.loads((run_dir / "args.json").read_text())["accelerate"] == "compile"
+
+
+def rewrite(run_dir: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Leave the newest checkpoint of a run alone, with other content."""
+    newest, *older = checkpoints.list_checkpoints(run_dir / "checkpoints")
+    state = torch.load(newest, weights_only=True)
+    for path in (newest, *older):
+        path.unlink()
+    torch.save(change(state), newest)
+    newest.rename(newest.with_name(f"{checkpoints.step_of(newest):012d}.{checkpoints.sha256(newest)}.pt"))
+
+
+def to_format_1(state: dict[str, Any]) -> dict[str, Any]:
+    """What version 0.2 would have written: the global generators, no ends of episodes, the noise beside the other parts."""
+    numpy_state = state["random"]
+    key, pos = numpy_state["state"]["key"], numpy_state["state"]["pos"]
+    generators = {
+        "python": random.getstate(),
+        "numpy": [numpy_state["bit_generator"], key, pos, numpy_state["has_gauss"], numpy_state["gauss"]],
+        "torch": torch.get_rng_state(),
+    }
+    replay_buffer = {name: part for name, part in state["replay_buffer"].items() if name != "timeouts"}
+    parts = {name: state[name] for name in ("run", "agent", "environments")}
+    return parts | {"replay_buffer": replay_buffer, "generators": generators} | state["others"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "flags", "step"),
+    [
+        ("ddpg_continuous_action", "--env-id Pendulum-v1 --noise ou", 377),
+        ("ddpg_continuous_action", "--env-id Pendulum-v1 --n-steps 3", 177),  # before the replay buffer wrapped
+        ("ddpg_continuous_action", "--env-id InvertedPendulum-v5 --n-steps 3 --num-envs 3", 145),  # after it did
+        ("sac_continuous_action", "--env-id Pendulum-v1", 377),
+        ("dqn", "--env-id CartPole-v1", 377),
+    ],
+)
+def test_a_checkpoint_of_the_version_before_is_resumed(uninterrupted, at_step, tmp_path, script, flags, step):  # noqa: F811
+    """And the run ends like one left alone: its sums of rewards go on at the very row where it was saved."""
+    arguments = f"{SHORT} {flags}"
+    expected = uninterrupted(arguments, script)
+    at_step(step, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert main_in_this_process(*arguments.split(), cwd=tmp_path, script=script).returncode == 143
+    rewrite(only_run(tmp_path), to_format_1)
+    finish(tmp_path, only_run(tmp_path), script)
+    assert fingerprint(only_run(tmp_path)) == expected
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(run, tmp_path):
+    run_dir = run(quick_args(env_id="toys:Pendulum-like-v0")).run_dir.absolute()
+    rewrite(run_dir, lambda state: state | {"format": checkpoints.FORMAT + 1})
+    before = sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*"))
+    refused(main_in_this_process("--resume", str(run_dir), cwd=tmp_path), f"--resume {run_dir}: ", "newer version")
+    assert sorted((path, path.stat().st_mtime_ns) for path in run_dir.rglob("*")) == before
 
 
 def test_a_run_moved_elsewhere_is_resumed_there(at_step, tmp_path):

@@ -24,7 +24,8 @@ from test_arguments import main_in_this_process, refused, script
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from steadyrl import hub
+import td3_continuous_action as td3
+from steadyrl import hub, record
 from steadyrl.arguments import parse_args
 
 TOY = "--env-id toys:Pendulum-like-v0 --total-timesteps 300 --learning-starts 100 --batch-size 16 --eval-frequency 100"
@@ -64,7 +65,7 @@ def test_the_name_of_a_repository(changes, name):
     validate_repo_id(name)
 
 
-@pytest.mark.parametrize(("script", "env_id"), [(ddpg, "Bounds-v0"), (sac, "Bounds-v0"), (dqn, "CartPole-v1")])
+@pytest.mark.parametrize(("script", "env_id"), [(ddpg, "Bounds-v0"), (td3, "Bounds-v0"), (sac, "Bounds-v0"), (dqn, "CartPole-v1")])
 def test_a_folder_holds_the_run_the_model_the_code_and_a_model_card(run, tmp_path, script, env_id):
     args = quick_args(script, env_id=env_id, eval_frequency=100)
     run_dir, folder = run(args).run_dir, tmp_path / "folder"
@@ -77,7 +78,11 @@ def test_a_folder_holds_the_run_the_model_the_code_and_a_model_card(run, tmp_pat
         assert (folder / file).read_bytes() == (run_dir / file).read_bytes()
     assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
     assert {path.name for path in folder.glob("*.py")} == {name} and not (folder / "checkpoints").exists()
-    assert {path.name for path in (folder / "training").iterdir()} == {path.name for path in (ROOT / "training").glob("*.py")}
+    package = {path.name: path.read_bytes() for path in (ROOT / "steadyrl").iterdir() if path.is_file()}
+    assert {path.name: path.read_bytes() for path in (folder / "steadyrl").iterdir()} == package
+    assert {"sweep.py", "tune.toml", "py.typed"} < package.keys()
+    assert (folder / "requirements.txt").read_text().split() == record.pins()
+    assert (folder / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     networks = torch.load(folder / "best_model.pt", weights_only=True)
     expected = {f"{name}.{key}": value for name, network in networks.items() for key, value in network.items()}
     tensors = safetensors.torch.load_file(folder / "best_model.safetensors")

@@ -2,31 +2,37 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from helpers import quick_args
 from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import ddpg_continuous_action as ddpg
+import sac_continuous_action as sac
+import td3_continuous_action as td3
 
+DETERMINISTIC = [ddpg, td3]  # the scripts whose actor gives an action, not a distribution
 OBS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 
 
-def actor_for(low, high) -> ddpg.Actor:
-    return ddpg.Actor(OBS, gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32)), ddpg.Args())
+def box(low, high) -> gym.spaces.Box:
+    return gym.spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
 
 
-def test_shapes():
-    actor = actor_for([0, -3], [2, 1])
-    critic = ddpg.Critic(OBS, gym.spaces.Box(-1, 1, (2,)), ddpg.Args())
+@pytest.mark.parametrize("script", DETERMINISTIC)
+def test_shapes(script):
+    actor = script.Actor(OBS, box([0, -3], [2, 1]), script.Args())
+    critic = script.Critic(OBS, gym.spaces.Box(-1, 1, (2,)), script.Args())
     obs = torch.randn(5, 3)
     assert actor(obs).shape == (5, 2)
     assert critic(obs, actor(obs)).shape == (5,)
 
 
-def test_actions_are_scaled_and_shifted_per_dimension():
+@pytest.mark.parametrize("script", DETERMINISTIC)
+def test_actions_are_scaled_and_shifted_per_dimension(script):
     """At tanh 0, 1 and -1 an action is the middle, the upper and the lower bound of its own dimension."""
     low, high = [0, -3, 10], [2, 1, 10.5]
-    actor = actor_for(low, high)
+    actor = script.Actor(OBS, box(low, high), script.Args())
     for bias, expected in ((0, np.add(low, high) / 2), (100, high), (-100, low)):
         torch.nn.init.zeros_(actor.mu.weight)
         torch.nn.init.constant_(actor.mu.bias, bias)
@@ -36,18 +42,21 @@ def test_actions_are_scaled_and_shifted_per_dimension():
 finite = st.floats(-1e6, 1e6, width=32)
 
 
+@pytest.mark.parametrize("script", [*DETERMINISTIC, sac])
 @given(st.tuples(finite, finite).filter(lambda bounds: bounds[0] < bounds[1]))
-def test_a_saturated_actor_stays_inside_any_bounds(bounds):
-    actor = actor_for(bounds[:1], bounds[1:])
+def test_an_agent_acts_inside_any_bounds(script, bounds):
+    """Also where its actor is saturated: middle plus half range, as rounded, may be beyond the bound."""
+    agent = script.main.agent_class(OBS, box(bounds[:1], bounds[1:]), quick_args(script), torch.device("cpu"))
     for bias in (-100.0, 100.0):
-        torch.nn.init.constant_(actor.mu.bias, bias)
-        action = actor(torch.zeros(1, 3)).item()
+        torch.nn.init.constant_(agent.actor.mu.bias, bias)
+        action = agent.act(np.zeros((1, 3), np.float32)).item()
         assert np.float32(bounds[0]) <= action <= np.float32(bounds[1])
 
 
+@pytest.mark.parametrize("script", DETERMINISTIC)
 @pytest.mark.parametrize("obs", [1e-3, 1.0, 1e3])
-def test_a_row_does_not_depend_on_its_batch(obs):
-    actor, critic = actor_for([-1], [1]), ddpg.Critic(OBS, gym.spaces.Box(-1, 1, (1,)), ddpg.Args())
+def test_a_row_does_not_depend_on_its_batch(script, obs):
+    actor, critic = (network(OBS, box([-1], [1]), script.Args()) for network in (script.Actor, script.Critic))
     batch = obs * torch.randn(6, 3)
     for network in (actor, lambda rows: critic(rows, actor(rows))):
         torch.testing.assert_close(network(batch)[2:3], network(batch[2:3]), rtol=1e-5, atol=1e-5)

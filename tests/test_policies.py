@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -16,12 +17,16 @@ from helpers import AGENTS, ROOT, quick_args
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
+import td3_continuous_action as td3
 from steadyrl.errors import UsageError
 from steadyrl.evaluation import FINAL_EVALUATION_SEED
-from steadyrl.policies import load_agent, load_args
+from steadyrl.models import load_model
+from steadyrl.policies import load_agent
+from steadyrl.record import load_args
 
 RUNS = {
     "ddpg": (ddpg, {"env_id": "toys:MatrixActionSpaces-v0", "normalization": "batch"}),
+    "td3": (td3, {"env_id": "Pendulum-like-v0"}),
     "sac": (sac, {"env_id": "Pendulum-like-v0"}),
     "dqn": (dqn, {"env_id": "InvertedPendulum-v5", "bins": 3}),
 }
@@ -32,7 +37,7 @@ def test_a_flag_that_a_newer_version_no_longer_has_is_said(tmp_path, capsys):
     (tmp_path / "args.json").write_text(json.dumps(settings))
     args = load_args(tmp_path, ddpg.Args)
     assert (args.gamma, args.hidden_sizes, args.tau) == (0.9, (8,), 0.005)
-    assert capsys.readouterr().out == f"{tmp_path}: this version of ddpg_continuous_action.py has no --old-flag; it was True\n"
+    assert capsys.readouterr().out == "this version of ddpg_continuous_action.py has no --old-flag; it was True\n"
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -76,6 +81,13 @@ def test_the_environment_keeps_its_infos_and_renders(run):
     env.close()
 
 
+def ddpg_agent(run_dir: Path, env: gym.Env) -> ddpg.DDPG:
+    """The DDPG agent with the latest model of a run."""
+    agent = ddpg.DDPG(env.observation_space, env.action_space, quick_args(hidden_sizes=(8,)), torch.device("cpu"))
+    load_model(agent, run_dir / "model.pt")
+    return agent
+
+
 def test_what_is_no_run_is_refused(run, tmp_path):
     with pytest.raises(UsageError, match="folder of a run"):
         load_agent(tmp_path)
@@ -83,8 +95,40 @@ def test_what_is_no_run_is_refused(run, tmp_path):
     settings = json.loads((run_dir / "args.json").read_text())
     for script in ("os", "../ddpg_continuous_action", None, ["dqn"]):  # only a script of ours is imported
         (run_dir / "args.json").write_text(json.dumps(settings | {"script": script}))
-        with pytest.raises(UsageError, match="must name a script"):
+        with pytest.raises(UsageError, match=r"names the script .*, must be one of .*, or give script=PATH"):
             load_agent(run_dir)
+
+
+def test_the_agent_of_a_script_of_ones_own_is_loaded_where_that_is_given(run, tmp_path, monkeypatch):
+    """The script may lie anywhere, and imports what is beside it. Its name in an args.json alone has nothing run."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run_dir = run(quick_args(hidden_sizes=(8,))).run_dir.absolute()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "beside_my_agent.py").write_text("from pathlib import Path\nPath('was_run').touch()\n")
+    own = (ROOT / "ddpg_continuous_action.py").read_text().replace("import copy\n", "import copy\nimport beside_my_agent\n", 1)
+    (tmp_path / "mine" / "my_agent.py").write_text(own)
+    settings = json.loads((run_dir / "args.json").read_text())
+    (run_dir / "args.json").write_text(json.dumps(settings | {"script": "my_agent"}))
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(UsageError, match="names the script 'my_agent'"):
+        load_agent(run_dir)
+    assert not Path("was_run").exists()
+    monkeypatch.chdir(tmp_path)
+    agent, env = load_agent(run_dir, script="mine/my_agent.py")
+    assert Path("was_run").exists() and type(agent).__module__ == "my_agent"
+    obs, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(agent.act(obs), ddpg_agent(run_dir, env).act(obs))
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [("nowhere.py", "No such file"), ("LICENSE", "no Python file"), ("tests/toys.py", "main"), ("dqn", "is a run of")],
+)
+def test_what_is_no_script_of_the_run_is_refused(run, script, word):
+    run_dir = run(quick_args()).run_dir
+    path = script if script == "dqn" else ROOT / script
+    with pytest.raises(UsageError, match=word):
+        load_agent(run_dir, script=path)
 
 
 @pytest.mark.slow

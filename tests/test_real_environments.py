@@ -13,7 +13,7 @@ from test_arguments import script
 from test_end_to_end import egl_renders
 from test_resume import only_run, run_killed
 
-from steadyrl import environments
+from steadyrl import checks
 
 TASKS = [
     "gymnasium_robotics:PointMaze_UMaze-v3",  # a Dict of observations
@@ -58,6 +58,4 @@ def test_it_trains_is_killed_comes_back_and_is_filmed(tmp_path, env_id):
 @pytest.mark.parametrize("env_id", TASKS)
 def test_it_comes_back_by_a_replay(env_id):
     skip_what_is_not_installed(env_id)
-    args = quick_args(env_id=env_id, episode_replay="auto")
-    environments.check(args)
-    assert args.found_replay == "plain"
+    assert checks.check(quick_args(env_id=env_id, episode_replay="auto")) == "plain"

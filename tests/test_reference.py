@@ -12,7 +12,8 @@ from helpers import quick_args
 
 def plain_ddpg(args) -> dict[str, list[torch.Tensor]]:
     """CleanRL's algorithm on one environment; returns the final weights of actor, critic and their targets."""
-    np.random.seed(args.seed), torch.manual_seed(args.seed)
+    random = np.random.RandomState(args.seed)
+    torch.manual_seed(args.seed)
     env = gym.make(args.env_id)
     env.action_space.seed(args.seed)
     low, high = (torch.from_numpy(bound) for bound in (env.action_space.low, env.action_space.high))
@@ -40,7 +41,7 @@ def plain_ddpg(args) -> dict[str, list[torch.Tensor]]:
         else:
             with torch.no_grad():
                 mean = mu(actor_net, torch.from_numpy(obs[None])).numpy()[0]
-            noise = np.random.normal(size=2).astype(np.float32)
+            noise = random.standard_normal(2).astype(np.float32)
             action = np.clip(mean + args.exploration_noise * (high - low).numpy() / 2 * noise, low.numpy(), high.numpy())
         next_obs, reward, terminated, truncated, _ = env.step(action)
         next_obs = next_obs.astype(np.float32)
@@ -49,8 +50,8 @@ def plain_ddpg(args) -> dict[str, list[torch.Tensor]]:
         if step <= args.learning_starts:
             continue
         updates += 1
-        rows = np.random.randint(0, len(replay), size=args.batch_size)
-        np.random.randint(0, 1, size=args.batch_size)  # stable-baselines3 also draws an environment for each row
+        rows = random.randint(0, len(replay), size=args.batch_size)
+        random.randint(0, 1, size=args.batch_size)  # stable-baselines3 also draws an environment for each row
         s, a, r, d, s2 = (torch.from_numpy(np.stack(column)) for column in zip(*(replay[row] for row in rows), strict=True))
         with torch.no_grad():
             target = r + args.gamma * (1 - d) * q(targets[1], s2, mu(targets[0], s2))

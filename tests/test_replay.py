@@ -6,17 +6,16 @@ import pytest
 import stable_baselines3
 import torch
 import toys
-from helpers import quick_args
+from helpers import idle, quick_args
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import ddpg_continuous_action as ddpg
+import td3_continuous_action as td3
+from steadyrl.replay_buffer import ReplayBuffer
 
 
-class Idle(ddpg.DDPG):
-    """Acts and never learns."""
-
-    def update(self, batch, update_policy, noise=None):
-        return {}
+Idle = idle(ddpg)
+DELAYED = [ddpg, td3]  # the scripts that explore with Gaussian noise, and update the actor less often than the critic
 
 
 def stored(rb) -> dict[str, np.ndarray]:
@@ -60,10 +59,11 @@ def test_the_stored_action_is_the_one_the_environment_received(run, num_envs):
     assert (actions == low).any(axis=(0, 1)).all() and (actions == high).any(axis=(0, 1)).all()  # so clipping was at work
 
 
-def test_noise_is_independent_and_scaled_to_each_dimension(run):
+@pytest.mark.parametrize("script", DELAYED)
+def test_noise_is_independent_and_scaled_to_each_dimension(run, script):
     """Four environments in the same state: standard deviation 0.1 x half the range in each, and no correlation."""
-    args = quick_args(env_id="Bounds-v0", num_envs=4, total_timesteps=6_000, learning_starts=0, buffer_size=6_000)
-    parts = run(args, Idle)
+    args = quick_args(script, env_id="Bounds-v0", num_envs=4, total_timesteps=6_000, learning_starts=0, buffer_size=6_000)
+    parts = run(args, idle(script))
     actions = stored(parts.rb)["actions"].reshape(-1, 12)  # (steps, environments x dimensions)
     half_range = np.tile([1, 2, 0.25], 4)
     np.testing.assert_allclose(actions.std(axis=0), 0.1 * half_range, rtol=0.08)
@@ -73,9 +73,10 @@ def test_noise_is_independent_and_scaled_to_each_dimension(run):
     assert abs(correlation).max() < 0.1
 
 
-def test_random_actions_are_uniform_until_learning_starts(run):
-    args = quick_args(env_id="Bounds-v0", total_timesteps=2100, learning_starts=2000, buffer_size=3000, exploration_noise=0.0)
-    parts = run(args, Idle)
+@pytest.mark.parametrize("script", DELAYED)
+def test_random_actions_are_uniform_until_learning_starts(run, script):
+    lengths = {"total_timesteps": 2100, "learning_starts": 2000, "buffer_size": 3000}
+    parts = run(quick_args(script, env_id="Bounds-v0", exploration_noise=0.0, **lengths), idle(script))
     actions = stored(parts.rb)["actions"][:, 0]
     low, high = toys.Bounds.action_space.low, toys.Bounds.action_space.high
     uniform = (actions[:2000] - low) / (high - low)
@@ -100,18 +101,19 @@ def test_environments_are_seeded_and_differ(run):
     assert len(np.unique(first[0, :, 0])) == 3
 
 
+@pytest.mark.parametrize("script", DELAYED)
 @pytest.mark.parametrize("num_envs", [1, 3, 7])
-def test_updates_follow_the_clock(run, num_envs):
+def test_updates_follow_the_clock(run, num_envs, script):
     """One critic update for each vector step after learning_starts, every third with the actor."""
     calls = []
 
-    class Counting(ddpg.DDPG):
-        def update(self, batch, update_policy, noise=None):
+    class Counting(script.main.agent_class):
+        def update(self, batch, update_policy, **noise):
             assert batch.observations.shape == (16, 3)
             calls.append(update_policy)
-            return super().update(batch, update_policy)
+            return super().update(batch, update_policy=update_policy, **noise)
 
-    args = quick_args(num_envs=num_envs, policy_frequency=3, learning_starts=100)
+    args = quick_args(script, num_envs=num_envs, policy_frequency=3, learning_starts=100)
     run(args, Counting)
     vector_steps = list(range(num_envs, 300 + num_envs, num_envs))
     assert len(calls) == sum(step > 100 for step in vector_steps)
@@ -123,21 +125,18 @@ def test_the_replay_buffer_samples_as_stable_baselines3s(num_envs):
     """Bit for bit, from the same random stream, also after it wrapped; in 4 (2 O + A) + 8 bytes a transition."""
     spaces = gym.spaces.Box(-1, 1, (5,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32)
     rng = np.random.default_rng(0)
-    ours, theirs = (
-        buffer(60, *spaces, "cpu", n_envs=num_envs, handle_timeout_termination=False)
-        for buffer in (ddpg.ReplayBuffer, stable_baselines3.common.buffers.ReplayBuffer)
-    )
+    size = {"n_envs": num_envs, "handle_timeout_termination": False}
+    ours = ReplayBuffer(60, *spaces, "cpu", random=np.random.RandomState(0), **size)
+    theirs = stable_baselines3.common.buffers.ReplayBuffer(60, *spaces, "cpu", **size)
     for _ in range(70):
         obs, next_obs = rng.random((2, num_envs, 5), np.float32)
         transition = obs, next_obs, rng.random((num_envs, 2), np.float32), rng.random(num_envs), rng.random(num_envs) < 0.3
-        for rb in (ours, theirs):
-            rb.add(*transition, [])
-        samples = []
-        for rb in (ours, theirs):
-            np.random.seed(1)
-            samples.append((*rb.sample(16)[:5], torch.as_tensor(np.random.random())))
-        for a, b in zip(*samples, strict=True):
+        ours.add(*transition, rng.random(num_envs) < 0.3)
+        theirs.add(*transition, [])
+        np.random.seed(1), ours.random.seed(1)
+        for a, b in zip(ours.sample(16)[:5], theirs.sample(16)[:5], strict=True):
             assert torch.equal(a, b) and a.dtype == b.dtype
+        assert ours.random.random_sample() == np.random.random_sample()  # and as many numbers are drawn
     assert ours.transitions.nbytes == 60 // num_envs * num_envs * (4 * (2 * 5 + 2) + 8)
 
 
@@ -149,37 +148,36 @@ def test_n_step_samples_are_stable_baselines3s(n_steps, num_envs, transitions):
     spaces = gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32)
     rng = np.random.default_rng(0)
     steps = {"n_envs": num_envs, "n_steps": n_steps, "gamma": 0.9}
-    ours = ddpg.ReplayBuffer(60 * num_envs, *spaces, "cpu", handle_timeout_termination=False, **steps)
+    ours = ReplayBuffer(60 * num_envs, *spaces, "cpu", random=np.random.RandomState(1), **steps)
     theirs = stable_baselines3.common.buffers.NStepReplayBuffer(60 * num_envs, *spaces, "cpu", **steps)
     obs = rng.random((num_envs, 4), np.float32)
     for _ in range(transitions):
         successors, actions, rewards = (rng.random((num_envs, size), np.float32) for size in (4, 2, 1))
         terminations, truncations = rng.random((2, num_envs)) < 0.15
-        ours.add(obs, successors, actions, rewards[:, 0], terminations, [])
+        ours.add(obs, successors, actions, rewards[:, 0], terminations, truncations)
         infos = [{"TimeLimit.truncated": bool(cut and not end)} for cut, end in zip(truncations, terminations, strict=True)]
         theirs.add(obs, successors, actions, rewards[:, 0], terminations | truncations, infos)
         obs = np.where((terminations | truncations)[:, None], rng.random((num_envs, 4), np.float32), successors)
     before = ours.transitions.copy()
-    samples = []
-    for rb in (ours, theirs):
-        np.random.seed(1)
-        samples.append(rb.sample(500))
-    for a, b in zip(*samples, strict=True):
+    np.random.seed(1)
+    sample = ours.sample(500)
+    for a, b in zip(sample, theirs.sample(500), strict=True):
         torch.testing.assert_close(a, b)
-    assert len(samples[0].discounts.unique()) == n_steps  # so episodes did end inside the sums
+    assert len(sample.discounts.unique()) == n_steps  # so episodes did end inside the sums
     np.testing.assert_array_equal(ours.transitions, before)  # the sums are made in the sample
 
 
-def test_n_steps_reach_the_update(run):
+@pytest.mark.parametrize("script", DELAYED)
+def test_n_steps_reach_the_update(run, script):
     """In Counter each reward is 1 and an episode is cut off after 5 steps: sums of 3, 2 at an episode's last step but one."""
     seen = []
 
-    class Looking(Idle):
-        def update(self, batch, update_policy, noise=None):
+    class Looking(script.main.agent_class):
+        def update(self, batch, **_):
             seen.append(batch)
             return {}
 
-    run(quick_args(env_id="Counter-v0", n_steps=3, gamma=0.5, reward_scale=2.0, learning_starts=100), Looking)
+    run(quick_args(script, env_id="Counter-v0", n_steps=3, gamma=0.5, reward_scale=2.0, learning_starts=100), Looking)
     for batch in seen:
         left = 5 - batch.observations[:, 0] % 100  # steps to the end of the episode
         steps = left.clamp(max=3)
@@ -191,16 +189,45 @@ def test_n_steps_reach_the_update(run):
     assert newest.sum() < 4 and len(seen) == 200
 
 
-def test_a_sum_of_rewards_ends_at_a_termination_and_at_the_newest_step_whatever_the_observations():
-    """All observations are zeros, as are the rows not filled yet: by them alone, every step would follow every other one."""
+def buffer_of_zeros(ends: str) -> ReplayBuffer:
+    """One of 9 rows whose observations are all zeros: by them alone, every step would follow every other one. Each
+    letter is a step that pays 1: T terminates the episode, C cuts it off."""
     space = gym.spaces.Box(-1, 1, (2,), np.float32)
-    rb = ddpg.ReplayBuffer(9, space, space, "cpu", handle_timeout_termination=False, n_steps=3, gamma=0.5)
-    for terminated in (0, 0, 1, 0, 0):
-        rb.add(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), np.array([terminated]), [])
-    batch = rb._get_samples(np.arange(5))
-    assert batch.discounts[:, 0].tolist() == [0.125, 0.25, 0.5, 0.25, 0.5]
-    assert batch.rewards[:, 0].tolist() == [1.75, 1.5, 1.0, 1.5, 1.0]
-    assert batch.dones[:, 0].tolist() == [1, 1, 1, 0, 0]
+    rb = ReplayBuffer(9, space, space, "cpu", n_steps=3, gamma=0.5)
+    for end in ends:
+        flags = np.array([end == "T"]), np.array([end == "C"])
+        rb.add(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), *flags)
+    return rb
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps", "dones"),
+    [
+        ("..T..", [3, 2, 1, 2, 1], [1, 1, 1, 0, 0]),
+        ("..C..", [3, 2, 1, 2, 1], [0, 0, 0, 0, 0]),  # what would have followed a cut still counts, but not as a reward
+        (".CT..", [2, 1, 1, 2, 1], [0, 0, 1, 0, 0]),
+        (".....C......", [3, 2, 1, 3, 2, 1, 3, 3, 3], [0] * 9),  # it wrapped: the newest is in row 2
+        ("C..........", [2, 1, 3, 3, 3, 3, 3, 3, 3], [0] * 9),  # a cut that was overwritten is none
+    ],
+)
+def test_a_sum_of_rewards_ends_where_its_episode_did_and_at_the_newest_step(ends, steps, dones):
+    rb = buffer_of_zeros(ends)
+    batch = rb._get_samples(np.arange(rb.size()))
+    assert batch.discounts[:, 0].tolist() == [0.5**n for n in steps]
+    assert batch.rewards[:, 0].tolist() == [2 - 2 * 0.5**n for n in steps]
+    assert batch.dones[:, 0].tolist() == dones
+
+
+def test_a_restored_buffer_samples_the_same():
+    """Also where episodes ended, and with its next row in the same place."""
+    rb, restored = buffer_of_zeros(".C.T.....C."), buffer_of_zeros("")
+    restored.load_state_dict(rb.state_dict())
+    for buffer in (rb, restored):
+        buffer.random.seed(1)
+        buffer.add(np.ones((1, 2)), np.ones((1, 2)), np.ones((1, 2)), np.ones(1), np.zeros(1), np.ones(1))
+    np.testing.assert_array_equal(rb.timeouts, restored.timeouts)
+    for one, other in zip(rb.sample(50), restored.sample(50), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_discounts_of_a_batch_replace_gamma():

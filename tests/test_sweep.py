@@ -11,14 +11,14 @@ import sys
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fingerprint import fingerprint
 from helpers import ROOT
 from one_node_slurm import jobs_of_slurm, wait_for
 
-from steadyrl import sweep
-from steadyrl import environments
+from steadyrl import checks, sweep
 
 QUICK = ROOT / "tests" / "quick_script.py"
 SCRIPT = ROOT / "ddpg_continuous_action.py"
@@ -30,9 +30,10 @@ FLAGS = (
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Each test has a working directory of its own and gets its signal handlers back; scripts find the toy environments."""
+    """Each test has a working directory of its own and gets its signal handlers back; processes find the package and the toy
+    environments."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
     sweep.LOGS.mkdir(parents=True)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield tmp_path
@@ -65,7 +66,7 @@ def started() -> list[int]:
 def command(*words: str | Path) -> list[str]:
     """The words of a sweep of the real script over two seeds."""
     settings = f"quick={FLAGS}"
-    return [sys.executable, str(ROOT / "sweep.py"), "--script", str(SCRIPT), "--settings", settings, *map(str, words)]
+    return [sys.executable, "-m", "steadyrl.sweep", "--script", str(SCRIPT), "--settings", settings, *map(str, words)]
 
 
 def fingerprints(folder: Path) -> dict[str, dict[str, str]]:
@@ -136,7 +137,7 @@ def test_an_environment_may_lie_in_the_working_directory(monkeypatch):
 
 def test_environments_are_checked_once_for_many_seeds_and_not_for_a_table(monkeypatch):
     checked = Counter()
-    monkeypatch.setattr(environments, "check", lambda args: checked.update([args.env_id]))
+    monkeypatch.setattr(checks, "check", lambda args: checked.update([args.env_id]))
     options = sweep.Options(env_ids=("A-v0", "B-v0"), num_seeds=100, settings=("a=", "b="))
     assert len(sweep.plan(options)) == 400 and checked == {"A-v0": 2, "B-v0": 2}
     options.status = True
@@ -164,8 +165,24 @@ def test_a_table_needs_no_script_if_nothing_has_changed(monkeypatch, capsys):
 
 
 def test_without_importing_a_script_there_is_no_torch():
-    code = "import sys, sweep; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    code = "import sys, steadyrl.sweep; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_script_is_found_by_its_name_or_by_its_path(folder, monkeypatch):
+    """One's own is found from wherever its path leads to it, and can import what is beside it. Jobs have its absolute path."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / "mine").mkdir()
+    (folder / "elsewhere").mkdir()
+    (folder / "mine" / "beside_it.py").write_text("GAMMA = 0.25\n")
+    own = SCRIPT.read_text().replace("gamma: Discount = 0.99", "gamma: Discount = __import__('beside_it').GAMMA")
+    (folder / "mine" / "my_algo.py").write_text(own)
+    for place, path in (("elsewhere", "../mine/my_algo.py"), ("mine", "my_algo.py")):
+        monkeypatch.chdir(folder / place)
+        job = sweep.plan(sweep.Options(script=Path(path), env_ids=("Pendulum-v1",)))[0]
+        assert job.script == folder / "mine" / "my_algo.py" and job.args["gamma"] == 0.25 and job.args["exp_name"] == "my_algo"
+    job = sweep.plan(sweep.Options(script=Path("dqn.py"), env_ids=("CartPole-v1",)))[0]
+    assert job.script == ROOT / "dqn.py"
 
 
 # What is known of a run
@@ -182,6 +199,25 @@ def test_a_run_is_known_by_its_folder_of_equal_arguments():
     newest = write_run(job, 2)
     assert job.status({})[0] == "interrupted" and job.folder() == newest
     assert job.status({job.log.name: "queued"})[0] == "queued"
+
+
+def test_a_sweep_of_the_version_before_goes_on():
+    """Its runs have flags that the script no longer has, and lack a newer one. One of these flags changed what was learned."""
+    jobs = sweep.plan(sweep.Options(env_ids=("Pendulum-v1",), status=True))
+    before: dict[str, Any] = {"num_critics": 1, "policy_noise": 0.0, "noise_clip": 0.5, "expectile": 0.7}
+    runs = [
+        write_run(jobs[0], finished=True, **before),
+        write_run(jobs[1], **before),
+        write_run(jobs[2], finished=True, **before | {"num_critics": 2}),
+    ]
+    for path in (run / "args.json" for run in runs):
+        saved = json.loads(path.read_text())
+        del saved["args"]["worker_timeout"]
+        path.write_text(json.dumps(saved))
+    assert [job.status({})[0] for job in jobs] == ["finished", "interrupted", "new"]
+    assert jobs[0].start() == "finished" and jobs[1].command(jobs[1].folder())[2:] == ["--resume", str(runs[1])]
+    (job, *_) = sweep.plan(sweep.Options(env_ids=("Pendulum-v1",), settings=("=--worker-timeout 9",), status=True))
+    assert job.status({})[0] == "new"  # the older run had the default
 
 
 def test_steps_last_evaluation_and_time_left(monkeypatch):
@@ -261,7 +297,7 @@ def test_a_stop_has_every_run_saved_and_starts_no_other(number, capsys):
     jobs = [quick_job("wait", seed) for seed in range(3)]
     stop_when_started(2, number)
     assert sweep.run_here(jobs, jobs, workers=2) == 128 + number
-    assert "stopped, to go on: python" in capsys.readouterr().out
+    assert "stopped, to go on: python -m steadyrl." in capsys.readouterr().out
     assert [job.status({})[:2] for job in jobs] == [("interrupted", 1), ("interrupted", 1), ("new", 0)]
     folders = [job.folder() for job in jobs[:2]]
     stop_when_started(5, number)  # the third one waits again
@@ -318,7 +354,7 @@ def test_ctrl_c_and_the_same_command_again_end_bit_identical(folder):
     assert any("stopping: 2 runs" in line for line in lines)
     (folder / "go").touch()
     rest = stopped.communicate()[0]
-    assert stopped.returncode == 130 and rest.count("interrupted: stopped at step") == 2 and "to go on: python" in rest
+    assert stopped.returncode == 130 and rest.count("interrupted: stopped at step") == 2 and "to go on: python -m steadyrl.sweep --script" in rest
     assert alone.wait() == 0
     again = subprocess.run(words, capture_output=True, text=True)
     assert again.returncode == 0 and "2 interrupted" in again.stdout, again

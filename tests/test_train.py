@@ -13,7 +13,7 @@ from helpers import quick_args
 
 import ddpg_continuous_action as ddpg
 import steadyrl.run
-from steadyrl import command_line, environments, errors, evaluation, models, setup
+from steadyrl import environments, errors, evaluation, models, record, run_folder
 
 
 def digest(parts) -> str:
@@ -84,7 +84,7 @@ def test_an_actor_loss_is_logged_only_if_it_is_new(run, policy_frequency, steps)
     """(An update of the actor is the 150th and the 300th, at steps 250 and 400.)"""
 
     class Telling(ddpg.DDPG):
-        def update(self, batch, update_policy, noise=None):
+        def update(self, batch, update_policy):
             return dict.fromkeys(("q_loss", "q_est", "actor_loss") if update_policy else ("q_loss", "q_est"), torch.zeros(()))
 
     parts = run(quick_args(policy_frequency=policy_frequency, total_timesteps=500, learning_starts=100), Telling)
@@ -108,7 +108,7 @@ def test_the_run_folder(run):
     saved = json.loads((folder / "args.json").read_text())
     assert saved["args"]["gamma"] == 0.9 and saved["device"] == "cpu"
     assert torch.__version__.startswith(saved["versions"]["torch"])  # which may add how it was built, as in 2.13.0+cu130
-    assert command_line.load_args(folder, ddpg.Args) == args
+    assert record.load_args(folder, ddpg.Args) == args
 
     rows = list(csv.DictReader((folder / "evaluations.csv").open()))
     assert [int(row["global_step"]) for row in rows] == [120, 240, 300]
@@ -156,7 +156,7 @@ def test_the_best_model_is_that_of_the_best_evaluation(run, monkeypatch):
 
 def test_two_runs_of_one_second_have_folders_of_their_own(run, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1_700_000_000.0)
-    folders = {setup.make_run_folder(quick_args()) for _ in range(3)}
+    folders = {run_folder.make_run_folder(quick_args()) for _ in range(3)}
     assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
 
 

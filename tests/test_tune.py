@@ -12,7 +12,7 @@ import pytest
 from helpers import ROOT
 from one_node_slurm import is_gone, jobs_of_slurm, wait_for
 
-from steadyrl import sweep
+from steadyrl import family, sweep
 
 optuna = pytest.importorskip("optuna")
 from steadyrl import tune  # noqa: E402
@@ -24,8 +24,9 @@ TRIAL = optuna.trial.TrialState
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Each test has a working directory of its own, with a search space in it."""
+    """Each test has a working directory of its own, with a search space in it; processes find the package."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     Path("space.toml").write_text(SPACE)
     return tmp_path
 
@@ -39,12 +40,12 @@ def toy_options(**changes) -> tune.Options:
 
 def command(*words: str) -> list[str]:
     """The words of tuning it on the command line."""
-    return [sys.executable, str(ROOT / "tune.py"), *f"--script {TOY} --space space.toml --num-seeds 2".split(), *words]
+    return [sys.executable, *f"-m steadyrl.tune --script {TOY} --space space.toml --num-seeds 2".split(), *words]
 
 
 def main(monkeypatch, *words: str) -> int:
     """The command line, without a process of its own."""
-    monkeypatch.setattr(sys, "argv", command(*words)[1:])
+    monkeypatch.setattr(sys, "argv", command(*words)[2:])
     return sweep.main(tune.Options, tune.tune)
 
 
@@ -98,8 +99,7 @@ def test_optuna_is_asked_for_in_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "script, env_id",
-    [("ddpg_continuous_action", "Pendulum-v1"), ("sac_continuous_action", "Pendulum-v1"), ("dqn", "CartPole-v1")],
+    "script, env_id", [(script, "CartPole-v1" if script == "dqn" else "Pendulum-v1") for script in family.SCRIPTS]
 )
 def test_the_search_space_fits_every_script_and_begins_with_its_own_setting(script, env_id):
     """Each value of it is a command line that the script takes; none of the defaults lies outside."""
@@ -215,7 +215,7 @@ def test_the_same_command_again_takes_a_trial_up(who):
                 script.kill()
         printed = tuning.communicate(timeout=300)[0]
     assert tuning.returncode == (130 if who == "Ctrl-C" else 1)
-    assert "to go on: python" in printed if who == "Ctrl-C" else "killed by SIGKILL" in printed
+    assert "to go on: python -m steadyrl.tune --script" in printed if who == "Ctrl-C" else "killed by SIGKILL" in printed
     if who == "the worker":
         assert not any(map(is_gone, scripts))
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as tuning:
