@@ -176,7 +176,8 @@ class Actor(nn.Module):
         raw = self.mu(x) + log_std.exp() * noise
         # The change of variables (1801.01290, equation 21): log da/draw = log(scale (1 - tanh(raw)^2)), in a form that
         # neither overflows nor takes the logarithm of 0.
-        log_slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw)) + self.action_scale.log()
+        log_scale = self.action_scale.where(self.action_scale > 0, 1).log()  # a locked dimension, low == high, has no density
+        log_slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw)) + log_scale
         log_prob = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2 - log_slope
         return torch.tanh(raw) * self.action_scale + self.action_bias, log_prob.sum(dim=1)
 

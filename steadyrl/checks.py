@@ -4,13 +4,15 @@ import contextlib
 import difflib
 import json
 import math
+from functools import partial
+from typing import NamedTuple
 
 import gymnasium as gym
 
 from steadyrl.arguments import RunArgs, check_args
-from steadyrl.environments import make_replayable_env
-from steadyrl.episodes import find_replay
-from steadyrl.errors import EnvError, UsageError, in_one_line
+from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_replayable_env
+from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
+from steadyrl.errors import EnvError, UsageError
 from steadyrl.replay_buffer import available_memory, buffer_bytes
 from steadyrl.spaces import changes
 
@@ -23,54 +25,98 @@ REPLAYS = {
 }
 
 
-def check(args: RunArgs) -> str:
-    """Refuse what cannot be run, before anything is created: check the flags, then build the environment and close it.
+class Findings(NamedTuple):
+    """What `check` found out about an environment, for the run."""
 
-    Returns:
-        how a running episode comes back: plain, rebuild or cut. (auto, where nothing is trained.)
+    replay: str  # how a running episode comes back: plain, rebuild or cut
+    disturbed: bool  # a second instance in the same process would disturb it
+
+
+def check(args: RunArgs) -> Findings:
+    """Refuse what cannot be run, before anything is created: check the flags, then try the environment.
 
     Raises:
         UsageError: if a flag is wrong, or if the environment does not exist, raises an error, has spaces that the algorithm
-            cannot take, cannot be filmed, or needs a replay buffer that does not fit into memory.
+            cannot take, cannot be filmed, does not work in a worker, disturbs others of its kind where there would be some,
+            or needs a replay buffer that does not fit into memory.
     """
     check_args(args)
     what = f"--env-id {args.env_id}" + (f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else "")
     try:
-        env = make_replayable_env(args, render_mode="rgb_array" if args.capture_video else None)
-    except UsageError:  # of the algorithm's wrapper
-        raise
-    except gym.error.Error as error:
-        raise UsageError(f"{what}: {without_nonsense(args.env_id, error)}") from error
-    except Exception as error:  # whatever the environment's own code raises
-        line = in_one_line(error)  # importing MuJoCo without libEGL is an AttributeError inside PyOpenGL
-        raise UsageError(f"{what}: {line}{RENDERING_HINT if 'OpenGL' in line else ''}") from error
-    try:
-        obs_space, action_space = env.observation_space, env.action_space
-        args.check_spaces(obs_space, action_space)
-        needed = buffer_bytes(math.prod(obs_space.shape or ()), math.prod(action_space.shape or ()), args.buffer_size)
-        available = available_memory()
-        if needed > available:
-            raise UsageError(
-                f"--buffer-size {args.buffer_size}: needs {needed / 1e9:.1f} GB of memory, "
-                f"must be at most {available // (needed // args.buffer_size)} for the {available / 1e9:.1f} GB available"
-            )
-        if args.capture_video:
-            check_rendering(env)
-        for change in changes(env.given_spaces, (obs_space, action_space)):
-            print(f"{args.env_id}: {change}")
-        replay: str = args.episode_replay
-        if args.evaluate is not None:
-            return replay
-        if replay == "auto":
-            replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_replayable_env(args, rebuild=rebuild))
-        if replay in REPLAYS:
-            print(f"{args.env_id}: {REPLAYS[replay]}")
-        return replay
+        with contextlib.closing(make_replayable_env(args, render_mode="rgb_array" if args.capture_video else None)) as env:
+            check_spaces(args, env)
+        return Findings("plain", False) if args.evaluate else probe(args, what)
     except EnvError as error:
-        raise UsageError(f"{what}: {error}") from error
-    finally:
-        with contextlib.suppress(Exception):  # a renderer that failed to open may also fail to close
-            env.close()
+        if isinstance(error.__cause__, gym.error.Error):
+            raise UsageError(f"{what}: {without_nonsense(args.env_id, error.__cause__)}") from error
+        hint = RENDERING_HINT if "OpenGL" in str(error) else ""  # importing MuJoCo without libEGL fails inside PyOpenGL
+        raise UsageError(f"{what}: {error}{hint}") from error
+
+
+def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
+    """Check that the algorithm, the memory and, if it is filmed, the renderer can take an environment."""
+    obs_space, action_space = env.observation_space, env.action_space
+    args.check_spaces(obs_space, action_space)
+    needed = buffer_bytes(math.prod(obs_space.shape or ()), math.prod(action_space.shape or ()), args.buffer_size)
+    available = available_memory()
+    if needed > available:
+        raise UsageError(
+            f"--buffer-size {args.buffer_size}: needs {needed / 1e9:.1f} GB of memory, "
+            f"must be at most {available // (needed // args.buffer_size)} for the {available / 1e9:.1f} GB available"
+        )
+    if args.capture_video:
+        check_rendering(env)
+    for change in changes(env.given_spaces, (obs_space, action_space)):
+        print(f"{args.env_id}: {change}")
+
+
+def probe(args: RunArgs, what: str) -> Findings:
+    """Play a few short episodes to find out what a run must know of its environment. One line says what is unusual."""
+    replay: str = args.episode_replay
+    if replay == "auto":
+        replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_replayable_env(args, rebuild=rebuild))
+    if replay in REPLAYS:
+        print(f"{args.env_id}: {REPLAYS[replay]}")
+    company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"))
+    if company.alone and (args.num_envs > 1 or args.eval_frequency > 0):
+        raise UsageError(
+            f"{what}: there can be only one of it at a time, since a second one failed ({company.alone}): train it with "
+            "--num-envs 1 --eval-frequency 0, which evaluates it after training"
+        )
+    if company.disturbed and args.vectorization == "sync":
+        if args.num_envs > 1:
+            raise UsageError(
+                f"{what} --num-envs {args.num_envs}: several of it in one process disturb each other, use --vectorization async"
+            )
+        print(f"{args.env_id}: two of it in one process disturb each other, so evaluations have a process of their own")
+    say_when_episodes_end(args, company.ended)
+    if args.vectorization == "async":
+        with contextlib.closing(WorkerEnv(partial(make_replayable_env, args), args.worker_timeout)) as env:
+            env.reset(seed=0)
+            env.step(random_actions(env, 0)[0])
+    return Findings(replay, company.disturbed)
+
+
+def say_when_episodes_end(args: RunArgs, ended: bool) -> None:
+    """Say it if episodes may never end, or if they end before --max-episode-steps.
+
+    Args:
+        ended: whether an episode was seen that ended.
+    """
+    limits = []
+    with contextlib.closing(make_replayable_env(args)) as env:
+        wrapper: gym.Env = env
+        while isinstance(wrapper, gym.Wrapper):
+            if isinstance(wrapper, gym.wrappers.TimeLimit):
+                limits.append(wrapper._max_episode_steps)
+            wrapper = wrapper.env
+    if not limits and not ended:
+        print(
+            f"{args.env_id}: has no time limit, an episode may never end: --max-episode-steps 1000 would give it one. "
+            f"Evaluations cut an episode off after {EPISODE_LIMIT:,} steps"
+        )
+    if args.max_episode_steps and limits and min(limits) < args.max_episode_steps:
+        print(f"{args.env_id}: has a time limit of its own, {min(limits)}, below --max-episode-steps {args.max_episode_steps}")
 
 
 def without_nonsense(env_id: str, error: gym.error.Error) -> str:
@@ -99,4 +145,4 @@ def check_rendering(env: gym.Env) -> None:
         env.render()
     except Exception as error:  # each renderer fails in its own way, down to an AttributeError inside OpenGL
         hint = "" if "install" in str(error) else RENDERING_HINT
-        raise UsageError(f"--capture-video: {env.spec and env.spec.id} cannot be rendered ({error!r}){hint}") from error
+        raise UsageError(f"--capture-video: {env.spec and env.spec.id} cannot be rendered ({error}){hint}") from error

@@ -24,6 +24,7 @@ from steadyrl.hub import check_upload, upload
 from steadyrl.models import saved_models
 from steadyrl.policies import export_onnx
 from steadyrl.record import load_args
+from steadyrl.signals import raise_interrupt
 
 # What `--evaluate` and `--resume` take on top of the saved arguments. Anything else would make it another run.
 EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
@@ -101,6 +102,8 @@ class Script:
         """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, raise_interrupt)
         sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
         warnings.showwarning = show_once(warnings.showwarning)
         warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default: CleanRL's results are of it

@@ -8,22 +8,25 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from steadyrl.arguments import RunArgs
 from steadyrl.episodes import ReplayableEnv, TrainingEnvs
 from steadyrl.errors import EnvError, TrainingError
-from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS
+from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals
 from steadyrl.spaces import Spaces, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
+EPISODE_LIMIT = 100_000  # steps of an episode of an evaluation
+SLICE = 0.1  # seconds of waiting for a worker before looking whether to go on waiting
 
 
 def make_env(
@@ -62,7 +65,11 @@ def make_replayable_env(args: RunArgs, index: int = 0, render_mode: str | None =
     rendering: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}  # some constructors do not know it
 
     def build() -> tuple[gym.Env, Spaces]:
-        env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
+        folder = os.getcwd()
+        try:
+            env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
+        finally:
+            os.chdir(folder)  # some go to where their simulator's files are
         return flatten_observations(args.wrap(flatten_actions(env))), (env.observation_space, env.action_space)
 
     return ReplayableEnv(build, index, rebuild)
@@ -91,55 +98,172 @@ def check_finite(global_step: int, **fields: np.ndarray) -> None:
 
 
 class WorkerEnvs(AsyncVectorEnv):
-    """Asynchronous environments that notice a worker process which died or hangs, and that leave no worker behind.
+    """Asynchronous environments whose every exchange with a worker process has a time limit, and that leave no process behind.
+
+    Args:
+        env_fns: make the environments.
+        timeout: seconds that a worker may take to answer, while this process runs.
+        signals: a stop that they ask for ends the waiting.
 
     Raises:
-        EnvError: from `step`, naming the worker and its exit status.
+        EnvError: from the constructor, `reset`, `step` and `call`: what a worker's environment raised; or which worker ended
+            or gave no answer.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], timeout: float, **kwargs: Any):
-        self.timeout, self.broken = timeout, False
-        super().__init__([partial(in_worker, env_fn) for env_fn in env_fns], **kwargs)
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], timeout: float, signals: Signals | None = None, **kwargs: Any):
+        self.timeout, self.signals, self.broken = timeout, signals, False
+        self.processes: list[multiprocessing.Process] = []
+        self.parent_pipes: list[Any] = []
+        try:
+            with self.exchange():
+                # Not daemonic: an environment may start processes of its own.
+                super().__init__([partial(in_worker, env_fn) for env_fn in env_fns], daemon=False, **kwargs)
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        with self.exchange():
+            return super().reset(seed=seed, options=options)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        with self.exchange():
+            return super().step(actions)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        with self.exchange():
+            return super().call(name, *args, **kwargs)
+
+    def _check_spaces(self) -> None:
+        """Gymnasium's own would wait without a limit for a worker whose environment is not made."""
+        wanted = self.single_observation_space, self.single_action_space
+        for index, spaces in enumerate(zip(self.call("observation_space"), self.call("action_space"), strict=True)):
+            if spaces != wanted:
+                raise EnvError(f"environment {index} has other spaces, {spaces}, than the first one, {wanted}")
+
+    def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
+        """Wait for an answer, or the end, of each worker. Gymnasium calls it before it reads the answers of any command.
+
+        Time counts in slices of waiting: those in which this process was stopped, or the machine slept, are no silence.
+        """
+        waited = 0.0
+        for pipe in self.parent_pipes:
+            while not pipe.poll(SLICE):
+                waited += SLICE
+                if waited >= self.timeout or (self.signals is not None and self.signals.stop):
+                    return False
+        return True
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Around an exchange with the workers: what goes wrong is an EnvError."""
         try:
-            self.step_async(actions)
-            return self.step_wait(self.timeout)
+            yield
+        except EnvError:  # a worker raised it and ends
+            self.broken = True
+            raise
         except (EOFError, OSError, multiprocessing.TimeoutError) as error:
             self.broken = True
             for process in self.processes:
-                process.join(0.1)  # a pipe breaks a moment before its process has an exit status
+                process.join(SLICE)  # a pipe breaks a moment before its process has an exit status
             dead = [index for index, process in enumerate(self.processes) if not process.is_alive()]
-            silent = [index for index, pipe in enumerate(self.parent_pipes) if index not in dead and not pipe.poll()]
             what = [f"worker {index} ended with exit status {self.processes[index].exitcode}" for index in dead]
-            what += [f"worker {index} gave no answer in {self.timeout:g} seconds" for index in silent] if not dead else []
+            silent = [index for index, pipe in enumerate(self.parent_pipes) if not dead and not pipe.poll()]
+            stopped = self.signals is not None and self.signals.stop
+            limit = "until the signal" if stopped else f"in {self.timeout:g} seconds"
+            what += [f"worker {index} gave no answer {limit}" for index in silent]
             raise EnvError(f"asynchronous environments: {', '.join(what)}") from error
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        if not self.broken:
-            super().close_extras(timeout, terminate)
-            return
-        for process in self.processes:  # a worker that hangs does not answer a request to close
-            process.kill()
+        """Ask the workers to close their environments. Who does not in time is killed, with its children."""
+        for pipe in self.parent_pipes:
+            with contextlib.suppress(OSError, AttributeError):  # Gymnasium has None for the pipe of one that failed
+                pipe.send(("close", None))
+        limit = SLICE if self.broken or terminate else self.timeout
+        for process in self.processes:
+            while process.is_alive() and limit > 0 and not (self.signals is not None and self.signals.stop):
+                process.join(SLICE)
+                limit -= SLICE
+            kill_with_children(process.pid)
             process.join()
+        for pipe in self.parent_pipes:
+            if pipe is not None:
+                pipe.close()
+
+
+def kill_with_children(pid: int | None, itself: bool = True) -> None:
+    """Kill a process and those that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        for each in (*process.children(recursive=True), *[process] * itself):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+class FailedEnv(gym.Env):
+    """Stands for an environment that could not be made in a worker: it says so at the first question."""
+
+    observation_space = action_space = gym.spaces.Discrete(1)
+
+    def __init__(self, error: EnvError):
+        self.error = error
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        raise self.error
 
 
 def in_worker(env_fn: Callable[[], gym.Env]) -> gym.Env:
     """Make an environment. In a worker process, also ignore signals meant for the main process, and exit when that ends."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        for name in STOP_SIGNALS + SAVE_SIGNALS:
-            signal.signal(name, signal.SIG_IGN)  # Ctrl-C and schedulers signal the whole process group
+    if parent is None:
+        return env_fn()
+    ignore_signals()  # Ctrl-C and schedulers signal the whole process group
 
-        def exit_with_parent() -> None:
-            parent.join()
-            os._exit(1)
+    def exit_with_parent() -> None:
+        parent.join()
+        kill_with_children(os.getpid(), itself=False)
+        os._exit(1)
 
-        threading.Thread(target=exit_with_parent, daemon=True).start()
-    return env_fn()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+    try:
+        env = env_fn()
+        ignore_signals()  # the environment may have installed handlers
+        return env
+    except EnvError as error:
+        return FailedEnv(error)
 
 
-def make_envs(args: RunArgs, run_name: str, replay: str | None = None) -> TrainingEnvs:
+def ignore_signals() -> None:
+    """Ignore what stops or saves a run."""
+    for number in STOP_SIGNALS + SAVE_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class WorkerEnv(gym.Env):
+    """One environment in a process of its own, for those that disturb each other in one process.
+
+    Args:
+        env_fn: makes the environment.
+        timeout, signals: as for WorkerEnvs.
+    """
+
+    def __init__(self, env_fn: Callable[[], gym.Env], timeout: float, signals: Signals | None = None):
+        self.envs = WorkerEnvs([env_fn], timeout, signals, autoreset_mode=AutoresetMode.DISABLED)
+        self.observation_space, self.action_space = self.envs.single_observation_space, self.envs.single_action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        observations, _ = self.envs.reset(seed=seed, options=options)
+        return observations[0], {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        observations, rewards, terminations, truncations, _ = self.envs.step(np.asarray(action)[None])
+        return observations[0], float(rewards[0]), bool(terminations[0]), bool(truncations[0]), {}
+
+    def close(self) -> None:
+        self.envs.close()
+
+
+def make_envs(args: RunArgs, run_name: str, replay: str | None = None, signals: Signals | None = None) -> TrainingEnvs:
     """The training environments: `num_envs` of them, stepped together, with episode statistics in `infos`.
 
     An environment whose episode ends is reset within the same step: `obs` is then the first observation of the next
@@ -147,10 +271,14 @@ def make_envs(args: RunArgs, run_name: str, replay: str | None = None) -> Traini
     next step, would put a transition that never happened into the replay buffer after each episode.)
 
     Args:
-        run_name: names the folder of the videos.
+        run_name: the folder of its videos, in <output>/videos or absolute.
         replay: how running episodes come back, as `checks.check` found it (None: as --episode-replay says).
+        signals: a stop that they ask for ends the waiting for a worker.
+
+    Raises:
+        EnvError: if a worker fails.
     """
-    video_folder = Path(args.output, "videos", run_name) if args.capture_video else None
+    video_folder = Path(args.output, "videos", run_name).absolute() if args.capture_video else None
     replay = replay or args.episode_replay
     video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     env_fns = [
@@ -159,7 +287,7 @@ def make_envs(args: RunArgs, run_name: str, replay: str | None = None) -> Traini
     ]
     envs: gym.vector.VectorEnv
     if args.vectorization == "async":
-        envs = WorkerEnvs(env_fns, args.worker_timeout, autoreset_mode=AutoresetMode.SAME_STEP)
+        envs = WorkerEnvs(env_fns, args.worker_timeout, signals, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
         envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
     return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs), replayable=replay != "cut")

@@ -1,14 +1,17 @@
-"""Running episodes that come back: a run that is resumed goes on in the middle of them.
+"""The border to an environment: what goes over it is copied and checked, and running episodes come back after a resume.
 
 Simulators can neither be pickled nor copied whole, but most are deterministic: the state of the generator before a reset and
-the actions since then lead to the same state, bit for bit. `find_replay` finds out whether an environment is one of them.
+the actions since then lead to the same state, bit for bit. `find_replay` finds out whether an environment is one of them, and
+`find_company` whether two of them in one process leave each other alone.
 """
 
 import copy
 import json
+import warnings
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, SupportsFloat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -17,10 +20,26 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from tqdm import tqdm
 
-from steadyrl.errors import EnvError, in_one_line
-from steadyrl.spaces import Spaces
+from steadyrl.errors import EnvError, UsageError, in_one_line
+from steadyrl.signals import Interrupt
+from steadyrl.spaces import Spaces, flag_of, observation_of, reward_of
 
-PROBE_STEPS = 50  # of each of the episodes that `find_replay` plays
+PROBE_STEPS = 50  # of each of the episodes that are played to find something out
+
+
+def env_error(error: BaseException) -> BaseException:
+    """What an environment raised, as an EnvError. What the algorithm refuses and a person's Ctrl-C stay what they are."""
+    ours = EnvError | UsageError | Interrupt | GeneratorExit
+    return error if isinstance(error, ours) else EnvError(in_one_line(error))
+
+
+@contextmanager
+def crossing() -> Iterator[None]:
+    """Around the code of an environment: whatever it raises is an EnvError."""
+    try:
+        yield
+    except BaseException as error:
+        raise env_error(error) from error
 
 
 def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
@@ -41,9 +60,10 @@ def set_generator_state(env: gym.Env, state: dict[str, Any] | None) -> None:
 
 
 class ReplayableEnv(gym.Wrapper):
-    """An environment whose running episode can be played again in another process, to the same state.
+    """The border to one environment. Its running episode can be played again in another process, to the same state.
 
-    `reset` returns what the episode started from in its info, as "start".
+    Observations that come in are copies, and their shape is checked, as are rewards and flags. `reset` returns what the
+    episode started from in its info, as "start".
 
     Args:
         build: makes the environment, and tells the spaces it had before they were made to fit.
@@ -51,40 +71,66 @@ class ReplayableEnv(gym.Wrapper):
         rebuild: build the environment anew for each episode, because it carries state from one to the next.
 
     Raises:
-        EnvError: whatever the environment raises, in one line.
+        EnvError: for whatever the environment raises, SystemExit and KeyboardInterrupt too, and for a value that does not fit.
     """
 
     def __init__(self, build: Callable[[], tuple[gym.Env, Spaces]], index: int = 0, rebuild: bool = False):
-        env, self.given_spaces = build()
-        super().__init__(env)
+        with crossing():
+            env, self.given_spaces = build()
+            super().__init__(env)
         self.build, self.index, self.rebuild = build, index, rebuild
-        self.fresh = True
+        self.shape = env.observation_space.shape or ()
+        self.fresh, self.steps = True, 0
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        start = {"seed": seed} if seed is not None else {"generator": generator_state(self.env)}
+        with crossing():
+            start = {"seed": seed} if seed is not None else {"generator": generator_state(self.env)}
         obs = self.begin(start, options)
         # Vector environments pass strings on as they are.
         return obs, {"start": json.dumps(start, default=lambda value: value.tolist())}
 
     def begin(self, start: dict[str, Any], options: dict | None = None) -> np.ndarray:
         """Start the episode that `start` describes and return its first observation."""
-        try:
+        if self.rebuild and not self.fresh:
+            self.close()
+        with crossing():
             if self.rebuild and not self.fresh:
-                self.env.close()
                 self.env, _ = self.build()
             self.fresh = False
             if "generator" in start:
                 set_generator_state(self.env, start["generator"])
-            return self.env.reset(seed=start.get("seed"), options=options)[0]
-        except Exception as error:
-            raise EnvError(in_one_line(error)) from error
+            return self.taken(observation_of, self.env.reset(seed=start.get("seed"), options=options)[0], self.shape)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action)
-            return obs, reward, terminated, truncated, {}  # nobody reads the info of a step, and collecting it costs time
-        except Exception as error:
-            raise EnvError(in_one_line(error)) from error
+        except BaseException as error:  # not `crossing`, which takes two microseconds
+            raise env_error(error) from error
+        try:
+            over = flag_of("terminated", terminated), flag_of("truncated", truncated)
+            return observation_of(obs, self.shape), reward_of(reward), *over, {}  # nobody reads the info of a step
+        except (ValueError, TypeError) as error:
+            raise EnvError(f"environment {self.index}, step {self.steps}: {error}") from error
+
+    def taken(self, check: Callable[..., Any], *values: Any) -> Any:
+        """A value that came in, checked."""
+        try:
+            return check(*values)
+        except (ValueError, TypeError) as error:
+            raise EnvError(f"environment {self.index}, reset after step {self.steps}: {error}") from error
+
+    def render(self) -> Any:
+        with crossing():
+            return self.env.render()
+
+    def close(self) -> None:
+        """Close the environment. It is not needed any more: if that fails, a warning says so."""
+        try:
+            with crossing():
+                self.env.close()
+        except EnvError as error:
+            warnings.warn(f"the environment could not be closed ({error}): the run goes on", stacklevel=2)
 
     def replay(self, episodes: list[dict[str, Any]]) -> int | None:
         """Play this environment's one of `episodes` again and return its checksum, None if it could not be played."""
@@ -102,7 +148,7 @@ class ReplayableEnv(gym.Wrapper):
         return crc
 
 
-def checksum(obs: np.ndarray, reward: SupportsFloat = 0.0, crc: int = 0) -> int:
+def checksum(obs: np.ndarray, reward: float = 0.0, crc: int = 0) -> int:
     """The CRC-32 of an episode so far: of each observation and reward, after that of the steps before."""
     return zlib.crc32(np.float64(reward).tobytes(), zlib.crc32(obs.tobytes(), crc))
 
@@ -143,6 +189,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         return self.observations, infos
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        actions = np.array(actions)  # kept until the episode ends, whatever the caller does with its own
         self.observations, rewards, terminations, truncations, infos = self.env.step(actions)
         for episode, action, obs, reward in zip(self.episodes, actions, self.observations, rewards, strict=True):
             episode["actions"].append(action)
@@ -194,6 +241,7 @@ def find_replay(make: Callable[[bool], ReplayableEnv]) -> str:
 
     Some short episodes are played, with random actions. A fresh instance plays one of them again, then the next, then the
     first: all observations and rewards must be the same, to the bit. Nothing is drawn from the random streams of training.
+    There is one instance at a time.
 
     Args:
         make: makes a new instance, with its `rebuild` as the argument.
@@ -205,24 +253,61 @@ def find_replay(make: Callable[[bool], ReplayableEnv]) -> str:
         EnvError: if the environment raises an error.
     """
     for rebuild in (False, True):
-        env, fresh = make(rebuild), make(rebuild)
-        space = copy.deepcopy(env.action_space)
-        space.seed(0)
-        first, second, third = ([space.sample() for _ in range(PROBE_STEPS)] for _ in range(3))
-        expected_first = play(env, {"seed": 0}, first)
-        for _ in range(2):  # more resets than the fresh instance will have had
-            play(env, None, third)
-        start = {"generator": generator_state(env)}
-        expected = [play(env, start, second), play(env, None, third), expected_first]
-        fresh.reset()
-        found = [play(fresh, start, second), play(fresh, None, third), play(fresh, {"seed": 0}, first)]
-        env.close()
-        fresh.close()
+        with closing(make(rebuild)) as env:
+            first, second, third = (random_actions(env, seed) for seed in range(3))
+            expected_first = play(env, {"seed": 0}, first)
+            for _ in range(2):  # more resets than the fresh instance will have had
+                play(env, None, third)
+            start = {"generator": generator_state(env)}
+            expected = [play(env, start, second), play(env, None, third), expected_first]
+        with closing(make(rebuild)) as fresh:
+            fresh.reset()
+            found = [play(fresh, start, second), play(fresh, None, third), play(fresh, {"seed": 0}, first)]
         if found == expected:
             return "rebuild" if rebuild else "plain"
         if found[0][0] != expected[0][0]:  # built anew, each episode would begin as the first: that is another task
             break
     return "cut"
+
+
+class Company(NamedTuple):
+    """What `find_company` found."""
+
+    disturbed: bool  # an episode goes another way if a second instance plays meanwhile in this process
+    alone: str  # why there can be no second instance while the first one exists; empty if there can
+    ended: bool  # the episode that was played came to its end
+
+
+def find_company(make: Callable[[], ReplayableEnv]) -> Company:
+    """Whether a second instance in this process disturbs a running episode of the first one.
+
+    An episode is played twice on one instance. The second time another one is made, plays in turns with it, and is closed.
+    """
+    with closing(make()) as env:
+        actions = random_actions(env, 0)
+        expected = play(env, {"seed": 0}, actions)
+        steady = play(env, {"seed": 0}, actions) == expected  # otherwise nothing can be told
+        found, half = [checksum(env.begin({"seed": 0}))], len(actions) // 2
+        try:
+            other = make()
+        except EnvError as error:
+            return Company(False, str(error), len(expected) <= PROBE_STEPS)
+        with closing(other):
+            other.reset(seed=1)
+            for action in actions[: min(half, len(expected) - 1)]:
+                found.append(checksum(*env.step(action)[:2]))
+                if any(other.step(action)[2:4]):
+                    other.reset()
+        for action in actions[half : len(expected) - 1]:
+            found.append(checksum(*env.step(action)[:2]))
+    return Company(steady and found != expected, "", len(expected) <= PROBE_STEPS)
+
+
+def random_actions(env: gym.Env, seed: int) -> list[Any]:
+    """Actions of an episode that is played to find something out."""
+    space = copy.deepcopy(env.action_space)
+    space.seed(seed)
+    return [space.sample() for _ in range(PROBE_STEPS)]
 
 
 def play(env: ReplayableEnv, start: dict[str, Any] | None, actions: Sequence[Any]) -> list[int]:

@@ -24,7 +24,7 @@ class Stopped(Exception):
     """A signal asked the run to stop; the argument is the signal's number."""
 
 
-def in_one_line(error: Exception) -> str:
+def in_one_line(error: BaseException) -> str:
     """The type and the message of an error, and the file and line that raised it."""
     where = traceback.extract_tb(error.__traceback__)
     place = f" ({where[-1].filename}, line {where[-1].lineno})" if where else ""

@@ -3,17 +3,20 @@
 import datetime
 import json
 import math
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
 from steadyrl.agent import Agent
 from steadyrl.arguments import RunArgs
-from steadyrl.environments import make_env
+from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_env
 from steadyrl.errors import Stopped, TrainingError
-from steadyrl.files import unused, write_json
+from steadyrl.files import shown, unused, write_json
 from steadyrl.models import load_model, saved_models
 from steadyrl.record import versions
 from steadyrl.signals import Signals
@@ -43,6 +46,7 @@ def evaluate(
     video_folder: Path | None = None,
     video_name: str = "evaluation",
     signals: Signals | None = None,
+    in_worker: bool = False,
 ) -> Evaluation:
     """Play greedy episodes on a new environment; the i-th starts from seed `seed + i`.
 
@@ -57,19 +61,35 @@ def evaluate(
     Returns:
         undiscounted returns (episodes,), lengths in steps (episodes,) and q_bias.
 
+    Args:
+        signals: held while the environment plays, whatever handlers it installs.
+        in_worker: have the environment in a process of its own.
+
     Raises:
+        EnvError: if the environment fails.
         TrainingError: if a return is not finite.
-        Stopped: before the next episode, if a signal asked for a stop.
+        Stopped: before the next step, if a signal asked for a stop.
     """
-    env = make_env(args, video_folder=video_folder, video_name=video_name)
+    build = partial(make_env, args, video_folder=video_folder, video_name=video_name)
+    with closing(WorkerEnv(build, args.worker_timeout, signals) if in_worker else build()) as env:
+        return play_episodes(env, agent, args, episodes, seed, signals)
+
+
+def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed: int, signals: Signals | None) -> Evaluation:
+    """The episodes of `evaluate`."""
     returns, lengths, q_errors = [], [], []
     for episode in range(episodes):
-        if signals is not None and signals.stop:
-            env.close()
-            raise Stopped(signals.stop)
         obs, _ = env.reset(seed=seed + episode)
-        visited, rewards, terminated, truncated = [obs], [], False, False
+        visited, terminated, truncated = [obs], False, False
+        rewards: list[float] = []
         while not (terminated or truncated):
+            if signals is not None:
+                signals.hold()
+                if signals.stop:
+                    raise Stopped(signals.stop)
+            if len(rewards) == EPISODE_LIMIT:
+                tqdm.write(f"evaluation: episode {episode} is cut off after {EPISODE_LIMIT:,} steps")
+                break
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
             visited.append(obs)
             rewards.append(float(reward))
@@ -86,7 +106,6 @@ def evaluate(
             raise TrainingError(f"evaluation: the return of episode {episode} is not finite")
         returns.append(sum(rewards))
         lengths.append(len(rewards))
-    env.close()
     return Evaluation(np.array(returns), np.array(lengths), float(np.mean(q_errors)))
 
 
@@ -111,7 +130,7 @@ def final_evaluation(
     if models:
         load_model(agent, models[0])
     place = unused(folder / "evaluation.json")  # a result is never overwritten
-    video_folder = Path(args.output, "videos", folder.name) if args.capture_video else None
+    video_folder = Path(args.output, "videos", folder.name).absolute() if args.capture_video else None
     evaluation = evaluate(agent, args, args.final_episodes, FINAL_EVALUATION_SEED, video_folder, place.stem, signals)
     mean, std = evaluation.returns.mean(), evaluation.returns.std()
     result = {
@@ -131,7 +150,7 @@ def final_evaluation(
     write_json(place, result)
     tqdm.write(
         f"final evaluation: {mean:.1f} +- {std:.1f} over {args.final_episodes} episodes of {args.env_id} "
-        f"({models[0].name if models else 'latest networks'}), written to {place}"
-        + (f", filmed in {video_folder}" if video_folder else "")
+        f"({models[0].name if models else 'latest networks'}), written to {shown(place)}"
+        + (f", filmed in {shown(video_folder)}" if video_folder else "")
     )
     return evaluation

@@ -62,6 +62,11 @@ def unused(path: Path) -> Path:
     return next(path for path in itertools.chain([path], numbered) if not path.exists())
 
 
+def shown(path: Path) -> Path:
+    """A path as the user would give it: from the working directory, if it is there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder to the disk, so that a rename in it survives a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -91,7 +96,7 @@ class WriteOrWarn:
             return True
         except OSError as error:
             self.failures[path] += 1
-            tqdm.write(f"warning: {path} could not be written ({error.strerror or error})")
+            tqdm.write(f"warning: {shown(path)} could not be written ({error.strerror or error})")
             if self.failures[path] == WRITE_ATTEMPTS:
-                raise TrainingError(f"{path} could not be written {WRITE_ATTEMPTS} times in a row: {error}") from error
+                raise TrainingError(f"{shown(path)} could not be written {WRITE_ATTEMPTS} times in a row: {error}") from error
             return False

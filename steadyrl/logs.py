@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -42,6 +43,7 @@ class Log:
         self.writer = EventWriter(folder, global_step, write_or_warn)
         self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", dynamic_ncols=True, disable=None)
         self.status = {"return": "-", "evaluation": "-"}
+        self.evaluation_before = -1  # step of an evaluation that was logged, before the process was killed
         self.row_step = self.line_step = global_step
         self.row_time = self.line_time = time.perf_counter()
 
@@ -58,6 +60,12 @@ class Log:
         self.row_time, self.line_time = self.row_time + pause, self.line_time + pause
         if not self.bar.disable:
             self.bar.start_t, self.bar.last_print_t = self.bar.start_t + pause, self.bar.last_print_t + pause
+
+    def find_evaluation(self) -> None:
+        """Look for the last evaluation that was logged: where it is due again, it must not be there twice."""
+        events = EventAccumulator(self.writer.log_dir, size_guidance={"scalars": 0}).Reload()
+        if "eval/episodic_return" in events.Tags()["scalars"]:
+            self.evaluation_before = events.Scalars("eval/episodic_return")[-1].step
 
     def hyperparameters(self) -> None:
         """Log the arguments."""
@@ -91,10 +99,14 @@ class Log:
     def evaluation(self, row: dict[str, float], episodes: int) -> None:
         """Log an evaluation, a row of evaluations.csv, and print it."""
         step, mean, std = int(row["global_step"]), row["mean"], row["std"]
-        self.writer.add_scalar("eval/episodic_return", mean, step)
-        self.writer.add_scalar("eval/episodic_return_std", std, step)
-        self.writer.add_scalar("eval/episodic_length", row["length"], step)
-        self.writer.add_scalar("eval/q_bias", row["q_bias"], step)
+        scalars = {
+            "episodic_return": mean,
+            "episodic_return_std": std,
+            "episodic_length": row["length"],
+            "q_bias": row["q_bias"],
+        }
+        for name, value in scalars.items() if step != self.evaluation_before else ():
+            self.writer.add_scalar(f"eval/{name}", value, step)
         tqdm.write(
             f"step {step}: evaluation {mean:.1f} +- {std:.1f} over {episodes} episodes "
             f"of mean length {row['length']:.0f}, q_bias {row['q_bias']:+.2f}"

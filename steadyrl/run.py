@@ -20,12 +20,12 @@ from steadyrl.agent import Agent, AnyAgent
 from steadyrl.arguments import RunArgs
 from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
 from steadyrl.checks import check
-from steadyrl.device import set_up_device
+from steadyrl.device import set_defaults, set_up_device
 from steadyrl.environments import check_finite, make_envs
 from steadyrl.episodes import TrainingEnvs
 from steadyrl.errors import EnvError, Stopped, TrainingError
 from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation, results_of
-from steadyrl.files import WriteOrWarn, remove_unfinished, write_csv, write_json
+from steadyrl.files import WriteOrWarn, remove_unfinished, shown, write_csv, write_json
 from steadyrl.logs import Log, start_wandb
 from steadyrl.models import check_weights, save_model
 from steadyrl.noise import RandomNumbers
@@ -57,7 +57,8 @@ class Run:
     """
 
     def __init__(self, args: RunArgs):
-        self.args, self.replay = args, check(args)
+        self.args, self.output = args, Path(args.output).absolute()  # before an environment can change the working directory
+        self.found = check(args)
         self.device = set_up_device(args)
         check_mode(args, self.device)
         self.random = RandomNumbers(args.seed)
@@ -74,7 +75,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         args = self.args
-        self.folder = args.resume or make_run_folder(args)
+        self.folder = args.resume.absolute() if args.resume else make_run_folder(args, self.output)
         self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
         with contextlib.ExitStack() as stack:
             stack.callback(lock_folder(self.folder).release)
@@ -91,8 +92,8 @@ class Run:
             self.write_settings()
             if not (self.folder / "args.json").exists():
                 raise TrainingError(f"{self.folder}: without its args.json, this run could not be resumed")
-            videos = f", videos are in {Path(args.output, 'videos', self.folder.name)}" if args.capture_video else ""
-            print(f"training on {args.env_id} ({self.device}), the run's folder is {self.folder}{videos}")
+            videos = f", videos are in {shown(self.output / 'videos' / self.folder.name)}" if args.capture_video else ""
+            print(f"training on {args.env_id} ({self.device}), the run's folder is {shown(self.folder)}{videos}")
             if args.learning_starts >= args.total_timesteps:
                 print(
                     f"warning: --learning-starts {args.learning_starts} is not below --total-timesteps "
@@ -115,6 +116,8 @@ class Run:
                     part.load_state_dict(state)
                 if self.write_or_warn(self.folder / "checkpoints", self.save):
                     tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
+            if isinstance(error, EnvError) and self.signals.stop:  # the waiting for a worker was given up
+                raise Stopped(self.signals.stop) from error
         if self.args.track and error is None:
             import wandb
 
@@ -135,13 +138,19 @@ class Run:
         """The training environments, at their first observations. Afterwards networks are initialised from the run's seed."""
         random.seed(self.args.seed)  # for environments that draw from the global generators; training itself does not
         np.random.seed(self.args.seed)
-        envs = make_envs(self.args, self.folder.name, self.replay)
+        envs = make_envs(self.args, str(self.output / "videos" / self.folder.name), self.found.replay, self.signals)
         with contextlib.ExitStack() as stack:
             stack.callback(envs.close)
             envs.reset(seed=self.args.seed)
             stack.pop_all()
+        self.hold()
         torch.manual_seed(self.args.seed)  # whatever the environments drew
         return envs
+
+    def hold(self) -> None:
+        """Set again what is the run's own affair in this process, and what an environment may have changed."""
+        self.signals.hold()
+        set_defaults(self.args)
 
     def resume(self, agent: Agent, envs: TrainingEnvs, rb: ReplayBuffer, **others: Stateful) -> None:
         """Say what a checkpoint consists of; if the run is resumed, restore each part.
@@ -181,6 +190,7 @@ class Run:
         check_finite(self.global_step, observation=self.envs.observations)
         fast = accelerate(agent, self.settings["accelerate"], self.args.accelerate != "auto", self.fell_back, self.log.paused)
         if self.evaluation_due:
+            self.log.find_evaluation()
             self.evaluate_and_save(fast, save_due=False)
         self.keep_state_before_acting()
         self.log.row_time = time.perf_counter()
@@ -212,6 +222,7 @@ class Run:
             Stopped: after a checkpoint, if a signal asked for a stop.
         """
         self.before_acting = []
+        self.signals.hold()
         self.log.step(self.global_step, infos)
         self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
         save_due = (
@@ -242,9 +253,14 @@ class Run:
         if self.args.save_model and (self.evaluation_due or not self.unfinished):
             self.write_or_warn(self.folder / "model.pt", save_model, agent, self.folder / "model.pt")
         if self.evaluation_due:
-            with contextlib.suppress(Stopped):  # the evaluation stays due, and is made up after a resume
-                evaluation = evaluate(agent, self.args, self.args.eval_episodes, EVALUATION_SEED, signals=self.signals)
+            if save_due:  # whatever happens in the evaluation
+                self.write_or_warn(self.folder / "checkpoints", self.save)
+            in_worker = self.found.disturbed and self.args.vectorization == "sync"
+            with contextlib.suppress(Stopped):  # the evaluation stays due, and is made first after a resume
+                episodes = self.args.eval_episodes
+                evaluation = evaluate(agent, self.args, episodes, EVALUATION_SEED, signals=self.signals, in_worker=in_worker)
                 self.record_evaluation(agent, evaluation)
+            self.hold()
         if save_due or self.signals.stop or not self.unfinished:
             self.write_or_warn(self.folder / "checkpoints", self.save)
             self.signals.save = 0
@@ -281,7 +297,7 @@ class Run:
     @property
     def how_to_go_on(self) -> str:
         """The command that resumes this run."""
-        return f"to go on: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(self.folder))}"
+        return f"to go on: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(shown(self.folder)))}"
 
     def stop(self, what: str) -> None:
         """Print how to resume the run, then raise Stopped."""
@@ -296,13 +312,14 @@ class Run:
     def finish(self, agent: Agent) -> None:
         """Evaluate the best model of a finished training, unless that was done before."""
         if not self.has_final_evaluation:
+            self.envs.close()  # of some environments there can be only one
             try:
                 final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)
             except Stopped:
                 self.stop("stopped in the final evaluation")
         else:
             goal = "" if self.target_reached else f", a --total-timesteps above {self.args.total_timesteps} goes on with it"
-            tqdm.write(f"{self.folder} is finished at step {self.global_step}{goal}")
+            tqdm.write(f"{shown(self.folder)} is finished at step {self.global_step}{goal}")
 
     def state_dict(self) -> dict[str, Any]:
         """The clock, the losses and evaluations so far, and the settings."""

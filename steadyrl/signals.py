@@ -8,13 +8,14 @@ import sys
 import threading
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the terminal was closed, or a connection lost. nohup has it ignored, and then it stays ignored.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 # Sent by a scheduler as a warning, or by a user. Without a handler, either would end the process.
 SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
 
 class Signals:
-    """SIGTERM and SIGINT ask for a stop, SIGUSR1 and SIGUSR2 for a checkpoint.
+    """SIGTERM, SIGINT and SIGHUP ask for a stop, SIGUSR1 and SIGUSR2 for a checkpoint.
 
     Schedulers and wrappers send SIGTERM twice, the second time while the run is saving: that changes nothing. A second
     SIGINT is an impatient person at the keyboard: the process exits at once.
@@ -28,10 +29,17 @@ class Signals:
         self.interrupts = 0
 
     def __enter__(self) -> "Signals":
-        self.previous = {}
+        self.handler, self.previous = self.receive, {}
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
-            self.previous = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS + SAVE_SIGNALS}
+            numbers = [number for number in STOP_SIGNALS + SAVE_SIGNALS if not is_ignored_hangup(number)]
+            self.previous = {number: signal.signal(number, self.handler) for number in numbers}
         return self
+
+    def hold(self) -> None:
+        """Take the signals again, if an environment has installed handlers of its own."""
+        for number in self.previous:
+            if signal.getsignal(number) is not self.handler:
+                signal.signal(number, self.handler)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
@@ -49,6 +57,20 @@ class Signals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+def is_ignored_hangup(number: int) -> bool:
+    """Whether this is SIGHUP and nobody wants to hear of it."""
+    return signal.Signals(number).name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
+
+
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C by a person. (An environment can raise a KeyboardInterrupt too.)"""
+
+
+def raise_interrupt(number: int, frame: FrameType | None) -> None:
+    """A handler of SIGINT for all that happens before and after training."""
+    raise Interrupt
 
 
 def acknowledge(number: int, what: str) -> None:

@@ -24,7 +24,9 @@ class LegalActions(gym.ActionWrapper[Any, Any, Any]):
         low, high = (bound.flatten().astype(np.float32) for bound in (space.low, space.high))
         low = np.where(low < space.low.flatten(), np.nextafter(low, np.float32(np.inf)), low)
         high = np.where(high > space.high.flatten(), np.nextafter(high, np.float32(-np.inf)), high)
-        if not (low <= high).all() or not np.isfinite(high - low).all():
+        with np.errstate(over="ignore"):
+            held = (low <= high).all() and np.isfinite(high - low).all()
+        if not held:
             raise gym.error.Error(f"its actions, {brief(space)}, have bounds that float32 cannot hold")
         self.action_space = Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
 
@@ -62,7 +64,7 @@ def flatten_actions(env: gym.Env) -> gym.Env:
 
 
 def flatten_observations(env: gym.Env) -> gym.Env:
-    """The environment with observations that are float32 vectors, whatever they were.
+    """The environment with observations that are float32 vectors, whatever they were. (float64 would double the replay buffer.)
 
     Raises:
         gymnasium.error.Error: if they are images, or nothing that can be a vector.
@@ -74,9 +76,48 @@ def flatten_observations(env: gym.Env) -> gym.Env:
         raise gym.error.Error(f"its observations, {brief(space)}, cannot be flattened to a vector")
     if not (isinstance(space, Box) and len(space.shape) == 1):
         env = gym.wrappers.FlattenObservation(env)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")  # that is what is wanted
-        return gym.wrappers.DtypeObservation(env, np.float32)  # float64 would double the replay buffer
+    flat = env.observation_space
+    assert isinstance(flat, Box)
+    with np.errstate(over="ignore"), warnings.catch_warnings():  # a bound beyond float32 becomes infinite
+        warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
+        bounds = flat.low.astype(np.float32), flat.high.astype(np.float32)
+        return gym.wrappers.TransformObservation(env, to_float32, Box(*bounds, dtype=np.float32))
+
+
+def to_float32(values: Any) -> np.ndarray:
+    """Values as float32."""
+    return np.asarray(values, np.float32)
+
+
+def observation_of(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy of an observation that came in: what the environment does with its array stays its own affair.
+
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if np.shape(value) != shape:
+        raise ValueError(f"observation has the shape {np.shape(value)}, must be {shape}")
+    return np.array(value, np.float32)
+
+
+def reward_of(value: Any) -> float:
+    """A reward that came in. Raises a ValueError if it is not a single number."""
+    if isinstance(value, float):
+        return value
+    array = np.asarray(value, np.float64)
+    if array.size != 1:
+        raise ValueError(f"reward has the shape {array.shape}, must be a single number")
+    return float(array.item())
+
+
+def flag_of(name: str, value: Any) -> bool:
+    """One of the two flags of a step. Raises a ValueError if it is not true or false."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    array = np.asarray(value)
+    if array.size != 1 or array.item() not in (0, 1):
+        raise ValueError(f"{name} is {value!r}, must be true or false")
+    return bool(array.item())
 
 
 def has_image(space: gym.Space) -> bool:
