@@ -107,7 +107,7 @@ class Script:
         sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
         warnings.showwarning = show_once(warnings.showwarning)
         warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default: CleanRL's results are of it
-        warnings.filterwarnings("ignore", ".*ERROR: ")  # of a worker: a line of ours says it
+        warnings.filterwarnings("ignore", ".*31mERROR: ")  # in red, by Gymnasium, of a worker: a line of ours says it
         warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name
         try:
             args = parse_args(self.args_class, sys.argv[1:], self.args_class())

@@ -1,6 +1,7 @@
 """What is set once in a process before networks are made: the device, threads, precision and determinism of PyTorch."""
 
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,20 +11,36 @@ from steadyrl.arguments import RunArgs
 
 def set_up_device(args: RunArgs) -> torch.device:
     """Set the process up as the flags say. Returns the device, and says so if there is no CUDA device."""
-    set_defaults(args)
-    if args.cuda and not torch.cuda.is_available():
-        print("no CUDA device found, using the CPU")
-    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-
-
-def set_defaults(args: RunArgs) -> None:
-    """What holds for the whole process, and what an environment may have changed."""
-    torch.set_default_dtype(torch.float32)
-    torch.set_grad_enabled(True)
-    np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
     torch.set_num_threads(args.num_threads or min(2, torch.get_num_threads()))
     torch.set_float32_matmul_precision(args.matmul_precision)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
     torch.use_deterministic_algorithms(args.torch_deterministic)
     # Filling new memory costs time, and all memory is written before it is read.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it on the module's class
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is an attribute of the module
+    if args.cuda and not torch.cuda.is_available():
+        print("no CUDA device found, using the CPU")
+    return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+
+
+class Defaults:
+    """What holds for the whole process, as it is when this is made. An environment may change it; `hold` sets it again."""
+
+    def __init__(self) -> None:
+        self.values = self.read()
+
+    @staticmethod
+    def read() -> tuple[Any, ...]:
+        """As it is now: in a microsecond, so that every step can look."""
+        precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+        return torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), *precision, np.geterr()
+
+    def hold(self) -> None:
+        """Set what is not as it was."""
+        if self.read() != self.values:
+            threads, dtype, gradients, precision, deterministic, numpy_errors = self.values
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(gradients)
+            torch.set_float32_matmul_precision(precision)
+            torch.use_deterministic_algorithms(deterministic)
+            np.seterr(**numpy_errors)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,6 +176,7 @@ class WorkerEnvs(AsyncVectorEnv):
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         """Ask the workers to close their environments. Who does not in time is killed, with its children."""
+        children = [child for process in self.processes for child in descendants(process.pid)]
         for pipe in self.parent_pipes:
             with contextlib.suppress(OSError, AttributeError):  # Gymnasium has None for the pipe of one that failed
                 pipe.send(("close", None))
@@ -184,20 +185,27 @@ class WorkerEnvs(AsyncVectorEnv):
             while process.is_alive() and limit > 0 and not (self.signals is not None and self.signals.stop):
                 process.join(SLICE)
                 limit -= SLICE
-            kill_with_children(process.pid)
+            children += descendants(process.pid)
+            process.kill()
             process.join()
+        kill(children)
         for pipe in self.parent_pipes:
             if pipe is not None:
                 pipe.close()
 
 
-def kill_with_children(pid: int | None, itself: bool = True) -> None:
-    """Kill a process and those that it started."""
+def descendants(pid: int | None) -> list[psutil.Process]:
+    """The processes that a process started, and those that these started."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for each in (*process.children(recursive=True), *[process] * itself):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill those that are still there. (psutil knows a process from a later one with its number.)"""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 class FailedEnv(gym.Env):
@@ -221,7 +229,7 @@ def in_worker(env_fn: Callable[[], gym.Env]) -> gym.Env:
 
     def exit_with_parent() -> None:
         parent.join()
-        kill_with_children(os.getpid(), itself=False)
+        kill(descendants(os.getpid()))
         os._exit(1)
 
     threading.Thread(target=exit_with_parent, daemon=True).start()

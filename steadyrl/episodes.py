@@ -161,6 +161,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
 
     Attributes:
         observations: the (N, O) observations to act on next.
+        hold: called after each step; it sets again what an environment in this process may have changed.
     """
 
     env: RecordEpisodeStatistics
@@ -172,6 +173,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
     def __init__(self, env: RecordEpisodeStatistics, replayable: bool = True):
         super().__init__(env)
         self.replayable = replayable
+        self.hold: Callable[[], None] = lambda: None
         self.episodes: list[dict[str, Any]] = []
 
     @property
@@ -190,7 +192,10 @@ class TrainingEnvs(gym.vector.VectorWrapper):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         actions = np.array(actions)  # kept until the episode ends, whatever the caller does with its own
-        self.observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        try:
+            self.observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        finally:
+            self.hold()
         for episode, action, obs, reward in zip(self.episodes, actions, self.observations, rewards, strict=True):
             episode["actions"].append(action)
             episode["checksum"] = checksum(obs, reward, episode["checksum"])

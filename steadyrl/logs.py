@@ -63,7 +63,7 @@ class Log:
 
     def find_evaluation(self) -> None:
         """Look for the last evaluation that was logged: where it is due again, it must not be there twice."""
-        events = EventAccumulator(self.writer.log_dir, size_guidance={"scalars": 0}).Reload()
+        events = EventAccumulator(str(self.writer.log_dir), size_guidance={"scalars": 0}).Reload()
         if "eval/episodic_return" in events.Tags()["scalars"]:
             self.evaluation_before = events.Scalars("eval/episodic_return")[-1].step
 

@@ -20,7 +20,7 @@ from steadyrl.agent import Agent, AnyAgent
 from steadyrl.arguments import RunArgs
 from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
 from steadyrl.checks import check
-from steadyrl.device import set_defaults, set_up_device
+from steadyrl.device import Defaults, set_up_device
 from steadyrl.environments import check_finite, make_envs
 from steadyrl.episodes import TrainingEnvs
 from steadyrl.errors import EnvError, Stopped, TrainingError
@@ -58,8 +58,11 @@ class Run:
 
     def __init__(self, args: RunArgs):
         self.args, self.output = args, Path(args.output).absolute()  # before an environment can change the working directory
+        defaults = Defaults()
         self.found = check(args)
+        defaults.hold()
         self.device = set_up_device(args)
+        self.defaults = Defaults()
         check_mode(args, self.device)
         self.random = RandomNumbers(args.seed)
         self.global_step = self.updates = 0
@@ -111,6 +114,7 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         with self.exits:
+            self.defaults.hold()
             if isinstance(error, EnvError) and self.parts:
                 for part, state in self.before_acting:
                     part.load_state_dict(state)
@@ -144,13 +148,14 @@ class Run:
             envs.reset(seed=self.args.seed)
             stack.pop_all()
         self.hold()
+        envs.hold = self.hold
         torch.manual_seed(self.args.seed)  # whatever the environments drew
         return envs
 
     def hold(self) -> None:
         """Set again what is the run's own affair in this process, and what an environment may have changed."""
         self.signals.hold()
-        set_defaults(self.args)
+        self.defaults.hold()
 
     def resume(self, agent: Agent, envs: TrainingEnvs, rb: ReplayBuffer, **others: Stateful) -> None:
         """Say what a checkpoint consists of; if the run is resumed, restore each part.
@@ -222,7 +227,6 @@ class Run:
             Stopped: after a checkpoint, if a signal asked for a stop.
         """
         self.before_acting = []
-        self.signals.hold()
         self.log.step(self.global_step, infos)
         self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
         save_due = (

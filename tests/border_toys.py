@@ -1,0 +1,286 @@
+"""Environments with bad manners, one habit each. A script started by a test reaches them as --env-id border_toys:NAME.
+
+All play the same task: a counter. Its observation is (start of the episode, steps of the episode), a step pays 1. So a stored
+transition is true if the second number of the successor is one more, and the first is the same.
+"""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+RECEIVED: list[np.ndarray] = []  # a copy of each action, in this process
+
+
+class Tame(gym.Env):
+    """Without any habit."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  as gymnasium declares it
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, length: int = 7, ends: str = "truncated", render_mode: str | None = None):
+        self.length, self.ends, self.render_mode = length, ends, render_mode
+        self.total = 0  # steps over all episodes
+
+    def look(self):
+        return np.array([self.start, self.t], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.start = 0, int(self.np_random.integers(1000))
+        return self.look(), {}
+
+    def step(self, action):
+        RECEIVED.append(np.array(action))
+        self.t, self.total = self.t + 1, self.total + 1
+        over = self.t >= self.length
+        return self.look(), 1.0, over and self.ends == "terminated", over and self.ends == "truncated", {}
+
+    def render(self):
+        return np.zeros((16, 16, 3), np.uint8)
+
+
+class ReusesItsArray(Tame):
+    """One array for all observations."""
+
+    def look(self):
+        self.array = vars(self).get("array", np.zeros(2, np.float32))
+        self.array[:] = self.start, self.t
+        return self.array
+
+
+class WritesIntoActions(Tame):
+    def step(self, action):
+        result = super().step(action)
+        action *= 0
+        return result
+
+
+class Seeds(Tame):
+    """Seeds the global generators of Python, NumPy and torch. where: init, reset or step."""
+
+    def __init__(self, where="reset", **kwargs):
+        super().__init__(**kwargs)
+        self.where = where
+        self.seed("init")
+
+    def seed(self, where):
+        if where == self.where:
+            random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
+    def reset(self, **kwargs):
+        self.seed("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.seed("step")
+        return super().step(action)
+
+
+WORLD = {"start": 0, "t": 0}
+
+
+class SharesItsWorld(Tame):
+    """Its state belongs to the process: a second instance disturbs the first."""
+
+    def look(self):
+        WORLD.update(start=self.start, t=self.t)
+        return super().look()
+
+    def step(self, action):
+        self.start, self.t = WORLD["start"], WORLD["t"]
+        return super().step(action)
+
+
+class Misfit(Tame):
+    """From its step `late` on, a value does not fit. what: shape, last shape, reward, flag."""
+
+    def __init__(self, what="shape", late=270, **kwargs):
+        super().__init__(**kwargs)
+        self.what, self.late = what, late
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.total >= self.late:
+            if self.what == "shape" or (self.what == "last shape" and truncated):
+                obs = obs[:1]
+            if self.what == "reward":
+                reward = np.array([1.0, 2.0])
+            if self.what == "flag":
+                terminated = np.array([False, True])
+        return obs, reward, terminated, truncated, info
+
+
+class Leaves(Tame):
+    """At its step 270 it raises what is no Exception. where: step, reset, evaluation (in one of a second instance)."""
+
+    instances = 0
+
+    def __init__(self, what="SystemExit", where="step", **kwargs):
+        super().__init__(**kwargs)
+        self.error, self.where = {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt}[what], where
+        self.evaluations = 0
+
+    def reset(self, *, seed=None, options=None):
+        if (self.where == "reset" and self.total >= 270) or (self.where == "evaluation" and seed == 10_001):
+            raise self.error
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        if self.where == "step" and self.total == 270:
+            raise self.error
+        return super().step(action)
+
+
+class Single(Tame):
+    """There can be only one on a machine."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.socket = socket.socket()
+        self.socket.bind(("127.0.0.1", int(os.environ.get("SINGLE_PORT", "45673"))))
+
+    def close(self):
+        self.socket.close()
+
+
+class DoesNotClose(Tame):
+    def close(self):
+        raise AttributeError("no viewer")
+
+
+class Strict(Tame):
+    """Takes only actions that its space contains."""
+
+    def __init__(self, low=-0.1, high=0.1, dtype="float64", **kwargs):
+        super().__init__(**kwargs)
+        self.action_space = gym.spaces.Box(low, high, (2,), np.dtype(dtype).type)
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
+class Endless(Tame):
+    def __init__(self, **kwargs):
+        super().__init__(length=10**9, **kwargs)
+
+
+MAIN = "BORDER_TOYS_MAIN"  # the process in which it does not fail
+
+
+class FailsInWorkers(Tame):
+    """Fails in a process that is not the main one. where: constructor, reset, step, close; how: raise, die, hang. From the
+    step `late` on."""
+
+    def __init__(self, where="constructor", how="raise", late=0, **kwargs):
+        super().__init__(**kwargs)
+        self.where, self.how, self.late = where, how, late
+        self.main = os.environ.setdefault(MAIN, str(os.getpid()))
+        self.fail("constructor")
+
+    def fail(self, where):
+        if where == self.where and str(os.getpid()) != self.main and self.total >= self.late:
+            if self.how == "raise":
+                raise RuntimeError("no graphics here")
+            if self.how == "die":
+                os._exit(7)
+            time.sleep(10**6)
+
+    def reset(self, **kwargs):
+        self.fail("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.fail("step")
+        return super().step(action)
+
+    def close(self):
+        self.fail("close")
+
+
+class HasAChild(Tame):
+    """Starts a process, as a simulator does, and forgets it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "child of a toy"])
+
+
+class GoesElsewhere(Tame):
+    """Changes the working directory. where: init, reset, step."""
+
+    def __init__(self, where="init", **kwargs):
+        super().__init__(**kwargs)
+        self.where = where
+        self.go("init")
+
+    def go(self, where):
+        if where == self.where:
+            os.chdir(tempfile.gettempdir())
+
+    def reset(self, **kwargs):
+        self.go("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.go("step")
+        return super().step(action)
+
+
+class TakesOver(Tame):
+    """Sets what belongs to the process. where: init, reset, step."""
+
+    def __init__(self, where="init", **kwargs):
+        super().__init__(**kwargs)
+        self.where = where
+        self.take("init")
+
+    def take(self, where):
+        if where == self.where:
+            for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(False)
+            np.seterr(all="raise")
+
+    def reset(self, **kwargs):
+        self.take("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.take("step")
+        return super().step(action)
+
+
+class Odd(Tame):
+    """Spaces that are legal for Gymnasium. kind: largest, huge, narrow, locked, wide."""
+
+    def __init__(self, kind="locked", **kwargs):
+        super().__init__(**kwargs)
+        largest, widest = np.finfo(np.float32).max, np.finfo(np.float64).max
+        box = gym.spaces.Box
+        if kind == "wide":
+            self.observation_space = box(-widest, widest, (2,), np.float64)
+        else:
+            self.action_space = {
+                "largest": box(-largest, largest, (2,), np.float32),
+                "huge": box(-1e300, 1e300, (2,), np.float64),
+                "narrow": box(1 + 1e-12, 1 + 2e-12, (2,), np.float64),
+                "locked": box(np.array([-1, 0.5], np.float32), np.array([1, 0.5], np.float32)),
+            }[kind]
+
+
+for kind in list(globals().values()):
+    if isinstance(kind, type) and issubclass(kind, Tame):
+        gym.register(f"{kind.__name__}-v0", kind)
+gym.register("InnerLimit-v0", lambda **kwargs: gym.wrappers.TimeLimit(Endless(**kwargs), 20))

@@ -1,0 +1,461 @@
+"""Whatever an environment does, the run stays right: each habit of border_toys.py, and what it must lead to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import border_toys
+import numpy as np
+import psutil
+import pytest
+import torch
+from helpers import AGENTS, ROOT, quick_args, scalars
+from processes import run_script
+from test_arguments import main_in_this_process, refused
+from test_resume import only_run
+
+import ddpg_continuous_action as ddpg
+import dqn
+import sac_continuous_action as sac
+import td3_continuous_action as td3
+from steadyrl import checks, environments, episodes, errors, evaluation, policies, signals, spaces
+from steadyrl.checkpoints import load_checkpoint
+
+SHORT = (
+    "--total-timesteps 300 --learning-starts 250 --batch-size 16 --buffer-size 1000 --hidden-sizes 8 --no-cuda "
+    "--eval-frequency 0 --final-episodes 2 --eval-episodes 2 --checkpoint-frequency 0"
+)
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    """The process as it was, whatever a toy did to it."""
+    folder, handlers = os.getcwd(), {number: signal.getsignal(number) for number in signals.STOP_SIGNALS + signals.SAVE_SIGNALS}
+    os.environ.pop(border_toys.MAIN, None)
+    border_toys.RECEIVED.clear()
+    yield
+    os.chdir(folder)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_default_dtype(torch.float32), torch.set_grad_enabled(True), np.seterr(all="warn", under="ignore")
+
+
+def border_args(name: str, script=ddpg, **changes):
+    return quick_args(script, **({"env_id": f"border_toys:{name}-v0"} | changes))
+
+
+def script(name: str, *words: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
+    """A short run of an environment, in this process."""
+    flags = ["--env-kwargs", json.dumps(kwargs)] if kwargs else []
+    return main_in_this_process("--env-id", f"border_toys:{name}-v0", *SHORT.split(), *flags, *words, cwd=cwd)
+
+
+def assert_true_transitions(rb) -> None:
+    """Each stored transition happened, and only terminations are marked done."""
+    size = rb.size()
+    obs, successors = rb.observations[:size], rb.next_observations[:size]
+    np.testing.assert_array_equal(successors - obs, np.broadcast_to([0, 1], obs.shape))
+    assert len(np.unique(obs[..., 0])) > 3
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("ends", ["truncated", "terminated"])
+@pytest.mark.filterwarnings("ignore:.*share an object")
+def test_an_environment_that_reuses_its_array(run, ends, num_envs, vectorization):
+    args = border_args(
+        "ReusesItsArray", env_kwargs={"ends": ends}, num_envs=num_envs, vectorization=vectorization, total_timesteps=150
+    )
+    rb = run(args).rb
+    assert_true_transitions(rb)
+    assert (rb.dones[: rb.size()] == (rb.next_observations[: rb.size(), :, 1] == 7) * (ends == "terminated")).all()
+
+
+@pytest.mark.parametrize(("script", "bins"), [(sac, {}), (td3, {}), (dqn, {"bins": 2})])
+@pytest.mark.filterwarnings("ignore:.*share an object")
+def test_an_environment_that_reuses_its_array_and_the_other_algorithms(run, script, bins):
+    assert_true_transitions(run(border_args("ReusesItsArray", script, total_timesteps=150, **bins)).rb)
+
+
+def test_an_environment_that_writes_into_its_actions(run):
+    """The action stored is the one that was sent, and its memory is not the environment's."""
+    args = border_args("WritesIntoActions", learning_starts=100, total_timesteps=200)
+    border_toys.RECEIVED.clear()
+    rb = run(args).rb
+    sent = np.array(border_toys.RECEIVED[-200 - 2 * 7 :][:200])  # after the probe, before two episodes of evaluation
+    np.testing.assert_array_equal(rb.actions[:200, 0], sent)
+    assert (sent != 0).all()
+
+
+@pytest.mark.parametrize("where", ["init", "reset", "step"])
+def test_an_environment_that_seeds_the_global_generators(run, where):
+    """Exploration, replay and the networks are those of a run on the environment without this habit."""
+    tame, seeding = (
+        run(border_args(name, env_kwargs=kwargs, save_model=False, episode_replay="plain"))
+        for name, kwargs in (("Tame", {}), ("Seeds", {"where": where}))
+    )
+    np.testing.assert_array_equal(tame.rb.transitions, seeding.rb.transitions)
+    for one, other in zip(tame.agent.actor.parameters(), seeding.agent.actor.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_environments_that_share_a_world(run, capsys):
+    """Evaluations have a process of their own, and give what those of an environment without this habit give."""
+    changes = {"eval_frequency": 100, "eval_episodes": 3, "save_model": False}
+    shared, tame = run(border_args("SharesItsWorld", **changes)), run(border_args("Tame", **changes))
+    assert_true_transitions(shared.rb)
+    np.testing.assert_array_equal(shared.rb.transitions, tame.rb.transitions)
+    texts = [(parts.run_dir / "evaluations.csv").read_text() for parts in (shared, tame)]
+    assert texts[0] == texts[1] and capsys.readouterr().out.count("disturb each other") == 1
+
+
+def test_several_that_share_a_world_in_one_process_are_refused(run, tmp_path):
+    refused(script("SharesItsWorld", "--num-envs", "3", cwd=tmp_path), "--num-envs 3", "--vectorization async")
+    assert list(tmp_path.iterdir()) == []
+    rb = run(border_args("SharesItsWorld", num_envs=3, vectorization="async", eval_frequency=150)).rb
+    assert_true_transitions(rb)
+
+
+def test_two_that_leave_each_other_alone_are_not_suspected():
+    for name in ("Tame", "Seeds", "ReusesItsArray"):
+        args = border_args(name)
+        assert episodes.find_company(lambda args=args: environments.make_replayable_env(args)) == (False, "", True)
+
+
+@pytest.mark.parametrize("what", ["shape", "last shape", "reward", "flag"])
+@pytest.mark.parametrize("words", ["", "--num-envs 2", "--num-envs 2 --vectorization async"])
+def test_a_late_value_that_does_not_fit(tmp_path, what, words):
+    """One line names the step, the field, what it was and what it must be. A checkpoint of the step before is saved."""
+    done = script("Misfit", *words.split(), "--total-timesteps", "700", cwd=tmp_path, what=what)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    field = {"reward": "reward", "flag": "terminated"}.get(what, "observation")
+    assert "environment " in line and "step 27" in line and field in line and "must be" in line
+    step = load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"]
+    number = int(line.partition("step ")[2].partition(":")[0]) - 1
+    assert step == number * (2 if words else 1)
+
+
+def test_a_first_value_that_does_not_fit_is_refused(tmp_path):
+    for what in ("shape", "reward", "flag"):
+        refused(script("Misfit", cwd=tmp_path, what=what, late=0), "border_toys:Misfit-v0", "must be")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["SystemExit", "KeyboardInterrupt"])
+@pytest.mark.parametrize("where", ["step", "reset", "evaluation"])
+def test_an_environment_that_leaves(tmp_path, what, where):
+    words = ["--eval-frequency", "100"] if where == "evaluation" else []
+    done = script("Leaves", *words, cwd=tmp_path, what=what, where=where)
+    assert done.returncode == 1 and f"error: {what}" in done.stderr
+    step = load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"]
+    assert step == (100 if where == "evaluation" else pytest.approx(270, abs=7))
+
+
+def test_a_saved_run_of_a_failing_environment_goes_on(tmp_path):
+    """Here the failure is not repeated: the environment counts its own steps, which a resume plays again."""
+    script("Misfit", "--max-episode-steps", "5", cwd=tmp_path, what="shape", late=270)
+    folder = only_run(tmp_path)
+    done = main_in_this_process("--resume", str(folder), cwd=tmp_path)
+    assert done.returncode == 0 and "resumed at step" in done.stdout
+
+
+def test_there_can_be_only_one(tmp_path):
+    """Without evaluations it trains, and is evaluated afterwards; with them, it is refused."""
+    refused(script("Single", "--eval-frequency", "100", cwd=tmp_path), "only one", "--eval-frequency 0")
+    refused(script("Single", "--num-envs", "2", cwd=tmp_path), "only one", "--num-envs 1")
+    assert list(tmp_path.iterdir()) == []
+    for words in ([], ["--vectorization", "async"]):
+        done = script("Single", *words, cwd=tmp_path)
+        assert done.returncode == 0 and "final evaluation: 7.0" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_that_does_not_close(tmp_path, vectorization):
+    """There is one warning, however many of them are closed."""
+    flags = [*SHORT.split(), "--env-id", "border_toys:DoesNotClose-v0", "--vectorization", vectorization]
+    done = run_script(
+        ROOT / "ddpg_continuous_action.py", *flags, "--eval-frequency", "100", cwd=tmp_path, PYTHONPATH=str(ROOT / "tests")
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stderr.count("could not be closed (AttributeError: no viewer") == 1
+
+
+STRICT = [
+    (-0.1, 0.1, "float64"),
+    (0.3, 0.7, "float64"),
+    (0.0, 1e-3, "float64"),
+    (-0.3, 0.7, "float16"),
+    (1e-40, 2.0, "float64"),
+]
+
+
+@pytest.mark.parametrize(("low", "high", "dtype"), STRICT)
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_each_action_is_one_that_the_environment_takes(run, low, high, dtype, num_envs):
+    """Random, explored with much noise, and those of an actor at its bounds; and what is stored is what was sent."""
+
+    class Saturated(ddpg.DDPG):
+        def policy(self, obs):
+            return super().policy(obs) * 0 + torch.tensor([1e9, -1e9])
+
+    kwargs = {"low": low, "high": high, "dtype": dtype}
+    args = border_args("Strict", env_kwargs=kwargs, exploration_noise=5.0, num_envs=num_envs, eval_frequency=100)
+    rb = run(args, Saturated).rb
+    stored = rb.actions[: rb.size()].astype(np.float64)
+    received = {tuple(action.astype(np.float64)) for action in border_toys.RECEIVED}
+    assert {tuple(action) for action in stored.reshape(-1, 2)} <= received
+    assert stored.min() >= np.float64(np.dtype(dtype).type(low)) and stored.max() <= np.float64(np.dtype(dtype).type(high))
+
+
+def test_a_loaded_policy_stays_inside_the_bounds(run, tmp_path):
+    parts = run(border_args("Strict", env_kwargs={"low": 0.3, "high": 0.7}))
+    agent, env = policies.load_agent(parts.run_dir)
+    for parameter in agent.actor.mu.parameters():
+        parameter.data.fill_(1e4)
+    obs, _ = env.reset(seed=0)
+    for _ in range(3):
+        obs, *_ = env.step(agent.act(obs))
+
+
+def test_an_environment_without_a_time_limit(run, monkeypatch, capsys):
+    """It is said at the start. An evaluation cuts its episodes, and says so."""
+    monkeypatch.setattr(evaluation, "EPISODE_LIMIT", 30)
+    rows = run(border_args("Endless")).run_dir
+    output = capsys.readouterr().out
+    assert "no time limit" in output and "--max-episode-steps" in output and "cut off after 30 steps" in output
+    assert json.loads((rows / "evaluation.json").read_text())["lengths"] == [30, 30]
+
+
+def test_time_limits_that_are_no_news(run, capsys):
+    run(border_args("Endless", max_episode_steps=20))
+    run(border_args("Tame"))
+    assert "time limit" not in capsys.readouterr().out
+    run(border_args("InnerLimit", max_episode_steps=50))
+    assert "a time limit of its own, 20" in capsys.readouterr().out
+
+
+def test_a_signal_ends_an_evaluation_in_the_middle_of_an_episode(tmp_path, monkeypatch):
+    """The evaluation is of an episode without an end. The run saves the step at which it began, and makes it after a resume."""
+
+    class Stopping(signals.Signals):
+        holds = 0
+
+        def hold(self):
+            super().hold()
+            self.holds += 1
+            if self.holds == 500:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("steadyrl.run.Signals", Stopping)
+        done = script("Endless", "--eval-frequency", "280", cwd=tmp_path)
+    assert done.returncode == 143 and "stopped at step 280" in done.stdout, done.stderr
+    folder = only_run(tmp_path)
+    monkeypatch.setattr(evaluation, "EPISODE_LIMIT", 30)
+    done = main_in_this_process("--resume", str(folder), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [row.split(",")[0] for row in (folder / "evaluations.csv").read_text().splitlines()[1:]] == ["280", "300"]
+
+
+def children() -> set[psutil.Process]:
+    """The processes that this one has started, and that live."""
+    return {child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
+
+
+FAILURES = [(where, how) for where in ("constructor", "reset", "step") for how in ("raise", "die", "hang")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "how"), FAILURES)
+def test_a_worker_that_fails_at_the_start(tmp_path, where, how):
+    before, words = children(), "--num-envs 2 --vectorization async --worker-timeout 1".split()
+    done = script("FailsInWorkers", *words, cwd=tmp_path, where=where, how=how)
+    refused(done, "FailsInWorkers", {"raise": "no graphics here", "die": "status 7", "hang": "no answer in 1 seconds"}[how])
+    assert list(tmp_path.iterdir()) == []
+    assert children() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "how"), [*FAILURES[3:], ("close", "raise"), ("close", "die"), ("close", "hang")])
+def test_a_worker_that_fails_later(tmp_path, where, how):
+    """In training, what was done is saved; in closing, nothing is lost. No process is left."""
+    before, words = children(), "--num-envs 2 --vectorization async --worker-timeout 1".split()
+    done = script("FailsInWorkers", *words, cwd=tmp_path, where=where, how=how, late=0 if where == "close" else 100)
+    assert done.returncode == (0 if where == "close" else 1) and "Traceback" not in done.stderr, done.stderr
+    assert load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"] >= 190
+    assert children() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["", "--resume"])
+def test_a_signal_ends_the_wait_for_a_worker(tmp_path, words):
+    """At the start, and in a step: with the state before it saved."""
+    late = {"where": "step", "how": "hang", "late": 100}
+    flags = ["--env-id", "border_toys:FailsInWorkers-v0", *SHORT.split(), "--env-kwargs", json.dumps(late)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    environment.pop(border_toys.MAIN, None)
+    command = [sys.executable, str(ROOT / "ddpg_continuous_action.py"), *flags, "--num-envs", "2", "--vectorization", "async"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("training on"):
+            break
+    time.sleep(0)  # whenever the signal comes: before, in or after the step that hangs
+    children = psutil.Process(process.pid).children
+    while len(children()) < 2:
+        os.sched_yield()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+
+
+@pytest.mark.slow
+def test_children_of_workers_are_allowed_and_do_not_outlive_the_run(tmp_path):
+    done = script("HasAChild", "--num-envs", "2", "--vectorization", "async", "--episode-replay", "cut", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    toys = {process for process in psutil.process_iter(["cmdline"]) if "child of a toy" in (process.info["cmdline"] or ())}
+    own = {process for process in toys if process.ppid() == os.getpid()}  # of instances in this process
+    for process in own:
+        process.kill()
+    assert toys == own
+
+
+@pytest.mark.parametrize("where", ["init", "reset", "step"])
+def test_an_environment_that_goes_elsewhere(tmp_path, where):
+    """Everything lands where the command was given: run, videos, evaluations."""
+    before = set(Path(border_toys.tempfile.gettempdir()).iterdir())
+    words = ["--eval-frequency", "150", "--capture-video", "--checkpoint-frequency", "100"]
+    done = script("GoesElsewhere", *words, cwd=tmp_path, where=where)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path)
+    assert {"best_model.pt", "evaluation.json", "evaluations.csv", "checkpoints"} <= {path.name for path in folder.iterdir()}
+    assert list((tmp_path / "videos" / folder.name).glob("*.mp4"))
+    new = set(Path(border_toys.tempfile.gettempdir()).iterdir()) - before
+    assert not {"runs", "videos"} & {path.name for path in new}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["init", "reset", "step"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_an_environment_that_takes_the_signals(tmp_path, where, name):
+    """A signal saves, and the run ends as one that was left alone; the process is as the run needs it."""
+    flags = [*SHORT.split(), "--env-id", "border_toys:TakesOver-v0", "--env-kwargs", json.dumps({"where": where})]
+    done = run_script(
+        ROOT / "tests" / "killed.py", "step", "270", name[3:], *flags, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests")
+    )
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    assert "stopped at step 270" in done.stdout
+    done = run_script(
+        ROOT / "ddpg_continuous_action.py", "--resume", str(only_run(tmp_path)), cwd=tmp_path, PYTHONPATH=str(ROOT / "tests")
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_belongs_to_the_process_is_set_again(run):
+    taken, tame = (
+        run(border_args(name, save_model=False, eval_frequency=100, episode_replay="plain")) for name in ("TakesOver", "Tame")
+    )
+    for one, other in zip(taken.agent.actor.parameters(), tame.agent.actor.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("largest", "float32"), ("huge", "float32"), ("narrow", "float32")])
+def test_actions_that_float32_cannot_hold_are_refused(tmp_path, kind, words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refused(script("Odd", cwd=tmp_path, kind=kind), "border_toys:Odd-v0", words)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", [each for each in AGENTS if each is not dqn], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("kind", ["locked", "wide"])
+@pytest.mark.filterwarnings("ignore:.*maximum and minimum")
+def test_odd_spaces_that_can_be_learned_on(run, script, kind):
+    parts = run(border_args("Odd", script, env_kwargs={"kind": kind}))
+    losses = [value for tag, rows in parts.scalars.items() if tag.startswith("losses/") for _, value in rows]
+    assert losses and np.isfinite(losses).all()
+    if kind == "locked":
+        assert (parts.rb.actions[: parts.rb.size(), 0, 1] == 0.5).all()
+
+
+def test_a_crash_in_an_evaluation_costs_no_step_and_repeats_no_event(tmp_path, monkeypatch):
+    """A checkpoint is due at the same step: it is written before the evaluation and again after it. A process that is killed
+    between these two has logged the evaluation, and a resume makes it again."""
+    from steadyrl import run as room
+
+    with monkeypatch.context() as patch:
+        record = room.Run.record_evaluation
+
+        def killed(self, *values):
+            record(self, *values)
+            self.log.writer.flush()
+            raise SystemError("killed here")
+
+        patch.setattr(room.Run, "record_evaluation", killed)
+        with pytest.raises(SystemError):
+            script("Tame", "--eval-frequency", "280", "--checkpoint-frequency", "140", cwd=tmp_path)
+    folder = only_run(tmp_path)
+    assert load_checkpoint(folder / "checkpoints")["run"]["global_step"] == 280
+    assert main_in_this_process("--resume", str(folder), cwd=tmp_path).returncode == 0
+    assert [step for step, _ in scalars(folder)["eval/episodic_return"]] == [280, 300]
+    assert [row.split(",")[0] for row in (folder / "evaluations.csv").read_text().splitlines()[1:]] == ["280", "300"]
+
+
+def test_values_that_come_in():
+    """Scalars of every kind are taken; a copy is made; anything else is named."""
+    array = np.zeros(2, np.float32)
+    assert spaces.observation_of(array, (2,)) is not array and spaces.observation_of([1, 2], (2,)).dtype == np.float32
+    for reward in (1, 1.0, np.float32(1), np.array(1.0), np.array([1.0]), torch.tensor(1.0), True):
+        assert spaces.reward_of(reward) == 1.0 and type(spaces.reward_of(reward)) is not np.ndarray
+    for flag in (True, np.True_, 1, np.array(True), torch.tensor(True)):
+        assert spaces.flag_of("terminated", flag) is True
+    for bad in (np.zeros(2), None, "yes"):
+        with pytest.raises((ValueError, TypeError)):
+            spaces.flag_of("terminated", bad)
+    for bad in (np.zeros(2), "much", [[1.0], [2.0]]):
+        with pytest.raises((ValueError, TypeError)):
+            spaces.reward_of(bad)
+
+
+def test_a_hangup_stops_unless_it_is_ignored(monkeypatch):
+    """nohup has it ignored."""
+    for ignored in (False, True):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        with signals.Signals() as asked:
+            handler = signal.getsignal(signal.SIGHUP)
+            if not ignored:
+                os.kill(os.getpid(), signal.SIGHUP)
+        assert (handler == signal.SIG_IGN) == ignored and asked.stop == (0 if ignored else signal.SIGHUP)
+
+
+def test_a_probe_holds_one_instance_at_a_time():
+    """But for the question whether there may be two."""
+    made, closed = [], []
+
+    class Counted(episodes.ReplayableEnv):
+        def __init__(self, *values):
+            assert len(made) == len(closed)
+            made.append(self)
+            super().__init__(*values)
+
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    args = border_args("Tame")
+    real = environments.make_replayable_env(args)
+    assert episodes.find_replay(lambda rebuild: Counted(real.build, 0, rebuild)) == "plain" and len(made) == 2
+
+
+def test_findings_are_returned():
+    assert checks.check(border_args("SharesItsWorld", episode_replay="auto")) == ("plain", True)
+    assert issubclass(errors.EnvError, errors.TrainingError)
