@@ -47,6 +47,8 @@ def check_mode(args: RunArgs, device: torch.device) -> None:
     if args.accelerate == "compile" and (missing := compiler_of(device)):
         raise UsageError(f"--accelerate compile: needs a C++ compiler, and {missing} was not found")
     if args.accelerate == "cudagraph":
+        if device.type == "cpu" and torch.cuda.is_available():
+            raise UsageError("--accelerate cudagraph: needs --cuda")
         try:
             torch.cuda.Stream()
         except Exception as error:  # RuntimeError or AssertionError, by torch's build
@@ -200,7 +202,8 @@ class FastFunctions:
     def refuse_what_cannot_be_built(self, named: dict[str, Any]) -> None:
         """Raise CannotBuild for an argument that would keep its first value for ever, and for an optimiser of another kind."""
         for name, value in named.items():
-            if not isinstance(value, torch.Tensor | bool | None) and not hasattr(value, "_fields"):  # which a batch has
+            parts = value if hasattr(value, "_fields") else (value,)  # a batch is a named tuple
+            if not all(isinstance(part, torch.Tensor | bool | None) for part in parts):
                 raise CannotBuild(f"update's {name} is of type {type(value).__name__}, must be a tensor, a bool or None")
         for name, optimizer in self.agent.optimizers.items():
             (group, *others), kind = optimizer.param_groups, type(optimizer).__name__

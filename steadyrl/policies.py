@@ -65,13 +65,15 @@ class GreedyPolicy(torch.nn.Module):
     (The agent's own bounds hold in torch: in onnxruntime, a tanh can be above 1 by a rounding error.)
     """
 
+    bounds: torch.Tensor
+
     def __init__(self, agent: Agent, action_space: gym.Space):
         super().__init__()
         self.networks = torch.nn.ModuleDict(agent.networks)  # gives their parameters names
-        self.policy, self.bounds = agent.policy, torch.empty(0)
+        self.policy, bounds = agent.policy, np.empty(0)
         if isinstance(action_space, gym.spaces.Box):
             bounds = np.stack([action_space.low, action_space.high]).astype(np.float32)
-            self.register_buffer("bounds", torch.as_tensor(bounds, device=agent.device))
+        self.register_buffer("bounds", torch.as_tensor(bounds, device=agent.device))
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         action = self.policy(observation)

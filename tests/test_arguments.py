@@ -247,9 +247,10 @@ def test_the_estimate_is_the_size_of_the_buffer(monkeypatch):
     args = quick_args(env_id="Pendulum-v1", buffer_size=12_345)
     env = environments.make_env(args)
     rb = ddpg.ReplayBuffer(12_345, env.observation_space, env.action_space, "cpu")
-    monkeypatch.setattr(checks, "available_memory", lambda: rb.transitions.nbytes)
+    size = rb.transitions.nbytes + rb.timeouts.nbytes
+    monkeypatch.setattr(checks, "available_memory", lambda: size)
     checks.check(args)
-    monkeypatch.setattr(checks, "available_memory", lambda: rb.transitions.nbytes - 1)
+    monkeypatch.setattr(checks, "available_memory", lambda: size - 1)
     with pytest.raises(errors.UsageError, match="--buffer-size 12345"):
         checks.check(args)
 

@@ -320,9 +320,11 @@ def test_a_signal_ends_the_wait_for_a_worker(tmp_path, words):
 
 @pytest.mark.slow
 def test_children_of_workers_are_allowed_and_do_not_outlive_the_run(tmp_path):
+    before = set(psutil.process_iter())
     done = script("HasAChild", "--num-envs", "2", "--vectorization", "async", "--episode-replay", "cut", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     toys = {process for process in psutil.process_iter(["cmdline"]) if "child of a toy" in (process.info["cmdline"] or ())}
+    toys -= before
     own = {process for process in toys if process.ppid() == os.getpid()}  # of instances in this process
     for process in own:
         process.kill()

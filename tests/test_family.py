@@ -3,28 +3,36 @@
 import ast
 import csv
 import json
+import random
+import re
 import shlex
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 import toys
 from fingerprint import fingerprint
-from helpers import AGENTS, ROOT, drop_biases, quick_args
+from helpers import AGENTS, ROOT, agent_of, idle, quick_args
 from processes import run_script
-from test_accelerate import COMPILED_ONCE, assert_same
+from test_accelerate import assert_same, filled_buffer, update_of
 from test_arguments import refused
 from test_resume import SHORT, finish, only_run, run_killed, uninterrupted  # noqa: F401
 
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
-from steadyrl import acceleration, command_line, setup
+import td3_continuous_action as td3
+from steadyrl import command_line, record
 from steadyrl.arguments import parse_args
+from steadyrl.replay_buffer import ReplayBuffer
+from steadyrl.run import Run
 
+LINES = {ddpg: 335, td3: 300, sac: 355, dqn: 275}  # at most
+OTHERS = [td3, sac, dqn]  # for what other files test of DDPG
+TASKS = {ddpg: "Pendulum-like-v0", td3: "Pendulum-like-v0", sac: "Pendulum-like-v0", dqn: "CartPole-v1"}
 SCRIPTS = sorted(f"{script.__name__}.py" for script in AGENTS)
 
 
@@ -42,16 +50,18 @@ def test_the_loops_differ_only_under_act_and_learn():
     assert all(other == first for other in others) and "rb.add(" in first
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_can_be_read_in_one_sitting(name):
-    """At most 420 lines, and a `train` of at most 70."""
-    text = (ROOT / name).read_text()
-    assert len(text.splitlines()) <= 420
+@pytest.mark.parametrize(("script", "lines"), LINES.items())
+def test_a_script_can_be_read_in_one_sitting(script, lines):
+    text = (ROOT / f"{script.__name__}.py").read_text()
+    assert len(text.splitlines()) <= lines
     (train,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "train"]
-    assert train.end_lineno - train.lineno < 70
+    assert train.end_lineno - train.lineno < 55
 
 
 CASES = [
+    ("td3_continuous_action", "--env-id Pendulum-v1 --n-steps 3", "step", 277),
+    ("td3_continuous_action", "--env-id Hopper-v4 --num-envs 3 --vectorization async --exploration-noise-end 0", "step", 117),
+    ("td3_continuous_action", "--env-id Pendulum-v1 --accelerate compile --hidden-sizes 32", "step", 377),
     ("sac_continuous_action", "--env-id Pendulum-v1", "step", 277),
     ("sac_continuous_action", "--env-id Hopper-v4 --num-envs 3 --vectorization async --alpha 0 --no-autotune", "step", 117),
     ("sac_continuous_action", "--env-id Pendulum-v1 --accelerate compile --hidden-sizes 32", "step", 377),
@@ -72,61 +82,16 @@ def test_a_killed_run_ends_like_one_left_alone(uninterrupted, tmp_path, script, 
     assert fingerprint(run_dir) == uninterrupted(arguments, script)
 
 
-def trained(script, mode: str, num_actions: int = 1, **changes):
-    """An agent after twelve updates, and what these returned: of Pendulum-v1's sizes, or CartPole-v1's, as in `CASES`."""
-    torch.manual_seed(0)
-    args = quick_args(script, **(COMPILED_ONCE | changes))
-    setup.set_up_device(args)
-    box = gym.spaces.Box(-2, 2, (num_actions,), np.float32)
-    spaces = gym.spaces.Box(-1, 1, (4 if script is dqn else 3,), np.float32), gym.spaces.Discrete(2) if script is dqn else box
-    rb = script.ReplayBuffer(200, *spaces, "cpu", handle_timeout_termination=False)
-    rng = np.random.default_rng(0)
-    rb.transitions[:] = rng.normal(size=rb.transitions.shape)
-    rb.actions[:] = rng.integers(0, 2, rb.actions.shape) if script is dqn else rng.uniform(-2, 2, rb.actions.shape)
-    rb.full = True
-    agent = getattr(script, AGENTS[script])(*spaces, args, torch.device("cpu"))
-    flags, noise, acting = [{"update_policy": True}], {}, (np.zeros((1, *spaces[0].shape), np.float32),)
-    if script is sac:
-        cycle = range(args.policy_frequency * args.target_network_frequency)
-        flags = [(n % args.policy_frequency == 0, n % args.target_network_frequency == 0) for n in cycle]
-        flags = [{"update_policy": policy, "update_targets": targets} for policy, targets in flags]
-        noise = {"noise": torch.zeros(1 + args.policy_frequency, 32, num_actions)}
-        acting = (*acting, np.zeros((1, num_actions), np.float32))
-    fast = acceleration.accelerate(agent, mode, acting, [{"batch": rb.example_batch(32)} | noise | flag for flag in flags])
-    assert (fast is agent) == (mode == "eager")
-    np.random.seed(0)
-    losses = []
-    for number in range(12):
-        noise = {name: torch.from_numpy(rng.standard_normal(value.shape).astype(np.float32)) for name, value in noise.items()}
-        losses.append(fast.update(rb.sample(32), **noise, **flags[number % len(flags)]))
-    return agent, fast, losses
+def end_of(run, script, **changes) -> tuple[dict, np.ndarray]:
+    """The last agent of a run, and what it stored."""
+    parts = run(quick_args(script, env_id=TASKS[script], num_envs=2, save_model=False, **changes))
+    return parts.agent.state_dict(), parts.rb.transitions
 
 
-FIRST_MILESTONE = {"num_critics": 1, "alpha": 0.0, "autotune": False, "policy_frequency": 1, "target_network_frequency": 2}
-NORMALIZED = {"weight_decay": 0.1, "normalization": "batch", "num_actions": 2}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("script", "changes"), [(sac, {}), (sac, FIRST_MILESTONE | NORMALIZED), (dqn, {"double_q": True})])
-def test_compiled_is_the_same_algorithm(monkeypatch, script, changes):
-    if "normalization" in changes:
-        drop_biases(monkeypatch, script)
-    agent, eager, eager_losses = trained(script, "eager", **changes)
-    compiled_agent, compiled, losses = trained(script, "compile", **changes)
-    assert_same(agent.state_dict(), compiled_agent.state_dict(), rtol=1e-4, atol=1e-5)
-    for one, other in zip(eager_losses, losses, strict=True):
-        assert one.keys() == other.keys()
-        assert_same(one, other, rtol=1e-4, atol=1e-5)
-    obs = np.random.default_rng(2).normal(size=(2, 1, 4 if script is dqn else 3)).astype(np.float32)
-    for rows in obs:
-        np.testing.assert_allclose(compiled.act(rows), eager.act(rows), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("script", "env_id"), [(sac, "Pendulum-like-v0"), (dqn, "CartPole-v1")])
-def test_the_same_seed_gives_the_same_run(run, script, env_id):
+@pytest.mark.parametrize("script", OTHERS)
+def test_the_same_seed_gives_the_same_run(run, script):
     def digest(**changes):
-        parts = run(quick_args(script, env_id=env_id, num_envs=2, save_model=False, **changes))
-        return parts.agent.state_dict(), parts.rb.transitions
+        return end_of(run, script, **changes)
 
     (first, transitions), (again, same), (other, _) = digest(), digest(eval_frequency=70, eval_episodes=1), digest(seed=2)
     assert_same(first, again)
@@ -135,27 +100,100 @@ def test_the_same_seed_gives_the_same_run(run, script, env_id):
         assert_same(first, other)
 
 
-@pytest.mark.parametrize(("script", "env_id"), [(sac, "Pendulum-like-v0"), (dqn, "CartPole-v1")])
-def test_a_run_leaves_what_a_run_leaves(run, script, env_id):
-    parts = run(quick_args(script, env_id=env_id, eval_frequency=100))
+@pytest.mark.parametrize("script", AGENTS)
+def test_training_draws_from_no_global_generator(run, monkeypatch, script):
+    """Between any two steps something else seeds them: the run stays the same, to the bit."""
+    end, transitions = end_of(run, script, train_frequency=1, eval_frequency=70, eval_episodes=1)
+    add, seeds = ReplayBuffer.add, iter(range(10_000))
+
+    def disturbed(*values) -> None:
+        add(*values)
+        for seed in (random.seed, np.random.seed, torch.manual_seed):
+            seed(next(seeds))
+
+    monkeypatch.setattr(ReplayBuffer, "add", disturbed)
+    again, same = end_of(run, script, train_frequency=1, eval_frequency=70, eval_episodes=1)
+    assert next(seeds) > 400
+    assert_same(end, again)
+    np.testing.assert_array_equal(transitions, same)
+
+
+# The contract
+
+
+@pytest.mark.parametrize("script", AGENTS)
+def test_act_takes_one_observation_or_many_of_any_dtype(script):
+    agent = agent_of(script, num_actions=2)
+    many = np.random.default_rng(0).uniform(0, 90, (5, *agent.observation_space.shape))
+    expected = ((5,), np.int64) if script is dqn else ((5, 2), np.float32)
+    for dtype in (np.float64, np.float16, np.int64, np.uint8, bool):
+        obs = many.astype(dtype)
+        actions = agent.act(obs)
+        np.testing.assert_array_equal(actions, agent.act(obs.astype(np.float32)))
+        np.testing.assert_array_equal(actions, agent.act(obs.tolist()))
+        assert (actions.shape, actions.dtype) == expected
+        for row, action in zip(obs, actions, strict=True):
+            assert agent.action_space.contains(action) and agent.action_space.contains(agent.act(row))
+            np.testing.assert_allclose(agent.act(row), agent.act(row[None])[0], rtol=0)
+            np.testing.assert_allclose(agent.act(row), action, rtol=1e-4, atol=1e-5)
+    if script is sac:
+        noise = np.ones((1, 2), np.float32)
+        np.testing.assert_array_equal(agent.act(many[0], noise), agent.act(many[:1], noise)[0])
+
+
+@pytest.mark.parametrize("script", AGENTS)
+@pytest.mark.parametrize("shape", [(), (9,), (5, 9), (9, 5), (2, 5, "O"), ("O", 1), (1, "O", 1)], ids=str)
+def test_observations_of_another_shape_are_refused(script, shape):
+    agent = agent_of(script)
+    (size,) = agent.observation_space.shape
+    obs = np.zeros([size if length == "O" else length for length in shape])
+    words = rf"observations have the shape {re.escape(str(obs.shape))}, must be \(N, {size}\) or \({size},\)"
+    for method in (agent.act, agent.value):
+        with pytest.raises(ValueError, match=words):
+            method(obs)
+
+
+@pytest.mark.parametrize("script", AGENTS)
+@pytest.mark.parametrize("kind", ["networks", "optimizers"])
+def test_a_part_that_no_checkpoint_would_hold_is_refused(run, script, kind):
+    class Forgetful(script.main.agent_class):
+        def __init__(self, *values):
+            super().__init__(*values)
+            network = next(iter(self.networks.values()))
+            self.known = next(network.children())  # of one that is saved
+            self.curiosity = torch.nn.Linear(1, 1) if kind == "networks" else torch.optim.SGD(network.parameters(), lr=1.0)
+
+    with pytest.raises(TypeError, match=f"^Forgetful.curiosity is not among its `{kind}`: no checkpoint would hold it$"):
+        run(quick_args(script, env_id=TASKS[script]), Forgetful)
+
+
+def test_a_forgotten_resume_is_an_error_before_the_first_step(tmp_path):
+    with Run(quick_args(output=str(tmp_path))) as run, closing(run.make_envs()):
+        with pytest.raises(RuntimeError, match=r"^call run.resume\(agent, envs, rb\) before the loop"):
+            assert run.unfinished
+        with pytest.raises(RuntimeError, match=r"run\.resume"):
+            run.accelerated(agent_of(ddpg))
+
+
+# Whole runs
+
+
+@pytest.mark.parametrize("script", OTHERS)
+def test_a_run_leaves_what_a_run_leaves(run, script):
+    parts = run(quick_args(script, env_id=TASKS[script], eval_frequency=100))
     names = {path.name for path in parts.run_dir.iterdir()}
     assert {"args.json", "model.pt", "best_model.pt", "evaluations.csv", "evaluation.json", "checkpoints"} <= names
     assert len(list(csv.DictReader((parts.run_dir / "evaluations.csv").open()))) == 3
     assert {"losses/q_loss", "losses/q_est", "charts/SPS", "eval/q_bias"} <= parts.scalars.keys()
-    args = command_line.load_args(parts.run_dir, script.Args)
+    args = record.load_args(parts.run_dir, script.Args)
     args.evaluate = parts.run_dir
-    command_line.evaluate_run(args, getattr(script, AGENTS[script]))
+    command_line.evaluate_run(args, script.main.agent_class)
     first, second = (json.loads((parts.run_dir / name).read_text()) for name in ("evaluation.json", "evaluation-2.json"))
     assert first["returns"] == second["returns"]
 
 
-def idle(script) -> type:
-    """The agent of a script, that acts and never learns."""
-    return type("Idle", (getattr(script, AGENTS[script]),), {"update": lambda self, *values, **named: {}})
-
-
 @pytest.mark.parametrize("num_envs", [1, 3])
-@pytest.mark.parametrize("script", [sac, dqn])
+@pytest.mark.parametrize("script", OTHERS)
 def test_every_stored_transition_happened(run, script, num_envs):
     """As of DDPG in test_replay: each successor is its observation plus 1, and only terminations are marked done."""
     bins = {"bins": 3} if script is dqn else {}
@@ -164,10 +202,12 @@ def test_every_stored_transition_happened(run, script, num_envs):
     steps, ends = 210 // num_envs, [(1, 1), (3, 0), (2, 1), (1, 0)]  # lengths of the episodes, and whether they terminate
     np.testing.assert_array_equal(rb.next_observations[:steps], rb.observations[:steps] + 1)
     expected = [done for _ in range(steps) for length, end in ends for done in [0] * (length - 1) + [end]][:steps]
+    ended = [end for _ in range(steps) for length, _ in ends for end in [0] * (length - 1) + [1]][:steps]
     np.testing.assert_array_equal(rb.dones[:steps], np.tile(expected, (num_envs, 1)).T)
+    np.testing.assert_array_equal((rb.dones > 0)[:steps] | rb.timeouts[:steps], np.tile(ended, (num_envs, 1)).T)
 
 
-@pytest.mark.parametrize("script", [sac, dqn])
+@pytest.mark.parametrize("script", OTHERS)
 def test_the_stored_action_is_the_one_that_was_sent(run, script):
     """Bounds that differ per dimension. DQN stores the number of a row in the table of 3 x 3 x 3 actions."""
     bins = {"bins": 3, "end_e": 0.5} if script is dqn else {}
@@ -178,17 +218,20 @@ def test_the_stored_action_is_the_one_that_was_sent(run, script):
         digits = np.stack(np.unravel_index(stored[..., 0].astype(int), (3, 3, 3)), axis=-1)
         stored = low + (digits + 0.5) / 3 * (high - low)  # the middles of the bins
     received = np.array([action for _, action in toys.RECEIVED[:400]]).reshape(100, 4, 3)
-    np.testing.assert_allclose(stored, received, rtol=0 if script is sac else 1e-6)
+    np.testing.assert_allclose(stored, received, rtol=1e-6 if script is dqn else 0)
     assert (received >= low).all() and (received <= high).all()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [sac, dqn])
+@pytest.mark.parametrize("script", OTHERS)
 def test_a_time_limit_is_no_terminal_state(run, script):
     """Reward 1, cut off after 5 steps, gamma 0.5: every value is 2, where a truncated sum would be 1 at the last step."""
-    own = {"bins": 2, "train_frequency": 1, "learning_rate": 1e-3} if script is dqn else {"alpha": 0.0, "autotune": False}
-    args = quick_args(script, env_id="TimeLimited-v0", gamma=0.5, tau=0.05, target_network_frequency=1, **own)
-    args.total_timesteps = 2000
+    own = {
+        td3: {"learning_rate": 1e-3},
+        sac: {"alpha": 0.0, "autotune": False},
+        dqn: {"bins": 2, "train_frequency": 1, "learning_rate": 1e-3, "target_network_frequency": 1},
+    }
+    args = quick_args(script, env_id="TimeLimited-v0", gamma=0.5, tau=0.05, total_timesteps=2000, **own[script])
     values = run(args).agent.value(np.arange(5, dtype=np.float32)[:, None] / 5)
     np.testing.assert_allclose(values, 2, atol=0.1)
 
@@ -196,29 +239,17 @@ def test_a_time_limit_is_no_terminal_state(run, script):
 @pytest.mark.parametrize("script", AGENTS)
 def test_values_do_without_the_accelerated_policy(script):
     """It is built for each number of observations, and the episodes of an evaluation have many lengths."""
-    space = gym.spaces.Discrete(3) if script is dqn else gym.spaces.Box(-2, 2, (2,), np.float32)
-    agent = getattr(script, AGENTS[script])(
-        gym.spaces.Box(-1, 1, (5,), np.float32), space, quick_args(script), torch.device("cpu")
-    )
+    agent = agent_of(script)
     agent.policy = None
     for name in {"value", "state_value"} & set(dir(agent)):
-        assert getattr(agent, name)(np.zeros((7, 5), np.float32)).shape == (7,)
+        assert getattr(agent, name)(np.zeros((7, *agent.observation_space.shape))).shape == (7,)
 
 
-@pytest.mark.parametrize("script", [sac, dqn])
+@pytest.mark.parametrize("script", OTHERS)
 def test_a_state_is_taken_over_but_not_its_learning_rates(script):
-    spaces = gym.spaces.Box(-1, 1, (5,), np.float32), gym.spaces.Box(-2, 2, (2,), np.float32)
-    spaces = (spaces[0], gym.spaces.Discrete(3)) if script is dqn else spaces
-
-    def agent_with(rate: float):
-        rates = {"learning_rate": rate} if script is dqn else {"policy_lr": rate, "q_lr": rate}
-        return getattr(script, AGENTS[script])(*spaces, quick_args(script, **rates), torch.device("cpu"))
-
-    agent, other = agent_with(0.1), agent_with(0.2)
-    rb = script.ReplayBuffer(20, *spaces, "cpu", handle_timeout_termination=False)
-    rb.full = True
-    noise = {} if script is dqn else {"noise": torch.zeros(3, 16, 2)}
-    other.update(rb.sample(16), update_policy=True, **noise)
+    names = ("policy_lr", "q_lr") if script is sac else ("learning_rate",)
+    agent, other = (agent_of(script, **dict.fromkeys(names, rate)) for rate in (0.1, 0.2))
+    other.update(**update_of(other, filled_buffer(script, other.args), 2))
     agent.load_state_dict(other.state_dict())
     ours, theirs = agent.state_dict(), other.state_dict()
     assert_same(ours["networks"], theirs["networks"])
@@ -241,7 +272,10 @@ CLEANRLS_FLAGS = (
 CLEANRLS_OWN_FLAGS = {
     ddpg: "--exp-name ddpg_continuous_action --env-id Hopper-v4 --total-timesteps 1000000 --learning-rate 3e-4 "
     "--buffer-size 1000000 --gamma 0.99 --tau 0.005 --batch-size 256 --exploration-noise 0.1 --learning-starts 25000 "
-    "--policy-frequency 2 --noise-clip 0.5",
+    "--policy-frequency 2",
+    td3: "--exp-name td3_continuous_action --env-id Hopper-v4 --total-timesteps 1000000 --learning-rate 3e-4 --num-envs 1 "
+    "--buffer-size 1000000 --gamma 0.99 --tau 0.005 --batch-size 256 --policy-noise 0.2 --exploration-noise 0.1 "
+    "--learning-starts 25000 --policy-frequency 2 --noise-clip 0.5",
     sac: "--exp-name sac_continuous_action --env-id Hopper-v4 --total-timesteps 1000000 --num-envs 1 --buffer-size 1000000 "
     "--gamma 0.99 --tau 0.005 --batch-size 256 --learning-starts 5000 --policy-lr 3e-4 --q-lr 1e-3 --policy-frequency 2 "
     "--target-network-frequency 1 --alpha 0.2 --autotune",
@@ -264,6 +298,7 @@ def test_cleanrls_flags_are_ours_with_the_same_defaults(script):
         "dqn.py --learning-starts 200 --total-timesteps 205",
         "sac_continuous_action.py --env-id Hopper-v4 --batch-size 128 --total-timesteps 135",
         "ddpg_continuous_action.py --env-id Hopper-v4 --learning-starts 100 --batch-size 32 --total-timesteps 105",
+        "td3_continuous_action.py --env-id Hopper-v4 --learning-starts 100 --batch-size 32 --total-timesteps 105",
     ],
 )
 def test_cleanrls_short_commands_run(tmp_path, command):
@@ -276,6 +311,7 @@ def test_cleanrls_short_commands_run(tmp_path, command):
 @pytest.mark.parametrize(
     ("name", "flags", "recorded"),
     [
+        ("td3_continuous_action.py", "--env-id Pendulum-v1", ("policy_noise", "losses/actor_loss")),
         ("sac_continuous_action.py", "--env-id Pendulum-v1", ("policy_lr", "losses/alpha")),
         ("dqn.py", "--env-id CartPole-v1 --train-frequency 2", ("double_q", "losses/q_est")),
     ],
@@ -309,6 +345,7 @@ def test_video_tracking_and_evaluation(tmp_path, name, flags, recorded):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
+        ("td3_continuous_action.py --env-id CartPole-v1", ("--env-id CartPole-v1", "Discrete(2)")),
         ("sac_continuous_action.py --env-id CartPole-v1", ("--env-id CartPole-v1", "Discrete(2)")),
         ("dqn.py --env-id InvertedPendulum-v5", ("--env-id InvertedPendulum-v5", "--bins")),
     ],

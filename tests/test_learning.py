@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 from helpers import quick_args
 
+import ddpg_continuous_action as ddpg
+import td3_continuous_action as td3
+
 
 @pytest.mark.slow
-def test_identity_is_learned(run):
+@pytest.mark.parametrize("script", [ddpg, td3])
+def test_identity_is_learned(run, script):
     """One-step episodes whose best action is the observation."""
-    args = quick_args(
-        env_id="Identity-v0", total_timesteps=2000, learning_starts=200, buffer_size=2000, batch_size=64, learning_rate=1e-3
-    )
+    lengths = {"total_timesteps": 2000, "learning_starts": 200, "buffer_size": 2000}
+    args = quick_args(script, env_id="Identity-v0", batch_size=64, learning_rate=1e-3, **lengths)
     agent = run(args).agent
     obs = np.linspace(-0.8, 0.8, 33, dtype=np.float32)[:, None]
     assert abs(agent.act(obs) - obs).max() < 0.15  # 0.05 when written; without learning about 0.8
@@ -37,11 +40,13 @@ def test_a_time_limit_is_no_terminal_state(run):
 
 
 @pytest.mark.slow
-def test_pendulum_is_learned(run):
-    """Pendulum-v1 to a greedy mean of at least -250 over 20 fresh episodes, in 8,000 steps."""
+@pytest.mark.parametrize(("script", "steps"), [(ddpg, 8_000), (td3, 10_000)])
+def test_pendulum_is_learned(run, script, steps):
+    """Pendulum-v1 to a greedy mean of at least -250 over 20 fresh episodes."""
     args = quick_args(
+        script,
         env_id="Pendulum-v1",
-        total_timesteps=8_000,
+        total_timesteps=steps,
         learning_starts=500,
         buffer_size=20_000,
         hidden_sizes=(64, 64),

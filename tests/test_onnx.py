@@ -14,6 +14,7 @@ from test_arguments import main_in_this_process, refused
 import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
+import td3_continuous_action as td3
 from steadyrl import policies
 from steadyrl.environments import make_env
 
@@ -21,6 +22,7 @@ POLICIES = {
     "ddpg": (ddpg, {"env_id": "Hopper-v5"}),
     "layer norm": (ddpg, {"env_id": "toys:MatrixActionSpaces-v0", "normalization": "layer", "activation": "leaky_relu"}),
     "batch norm": (ddpg, {"env_id": "Hopper-v5", "normalization": "batch", "activation": "tanh"}),
+    "td3": (td3, {"env_id": "Hopper-v5"}),
     "sac": (sac, {"env_id": "Hopper-v5"}),
     "dqn": (dqn, {"env_id": "CartPole-v1"}),
 }

@@ -13,14 +13,14 @@ import ddpg_continuous_action as ddpg
 import td3_continuous_action as td3
 from steadyrl.replay_buffer import ReplayBuffer
 
-
 Idle = idle(ddpg)
 DELAYED = [ddpg, td3]  # the scripts that explore with Gaussian noise, and update the actor less often than the critic
+PARTS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 def stored(rb) -> dict[str, np.ndarray]:
     size = rb.buffer_size if rb.full else rb.pos
-    return {name: getattr(rb, name)[:size] for name in ("observations", "next_observations", "actions", "rewards", "dones")}
+    return {name: getattr(rb, name)[:size] for name in PARTS}
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
@@ -31,14 +31,17 @@ def test_every_stored_transition_happened(run, env_id, ends, num_envs):
     rows = stored(run(args, Idle).rb)
     assert rows["observations"].shape == (210 // num_envs, num_envs, 1)
     np.testing.assert_array_equal(rows["next_observations"], rows["observations"] + 1)
-    expected_obs, expected_dones = [], []
+    expected_obs, expected_dones, expected_ends = [], [], []
     for episode in range(210):
         length, terminated = ends[episode % len(ends)]
         expected_obs += [100 * episode + step for step in range(length)]
         expected_dones += [0] * (length - 1) + [terminated]
+        expected_ends += [0] * (length - 1) + [1]
     for index in range(num_envs):
         np.testing.assert_array_equal(rows["observations"][:, index, 0], expected_obs[: 210 // num_envs])
         np.testing.assert_array_equal(rows["dones"][:, index], expected_dones[: 210 // num_envs])
+        ends_found = (rows["dones"] > 0) | rows["timeouts"]
+        np.testing.assert_array_equal(ends_found[:, index], expected_ends[: 210 // num_envs])
 
 
 def test_the_number_of_steps_is_the_number_of_transitions(run):

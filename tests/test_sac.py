@@ -41,7 +41,7 @@ class NumpySAC:
         self.actor = [*hidden, np.vstack([w_mu, w_std]), np.hstack([b_mu, b_std])]  # one layer with two parts
         self.critics = [copies(critic) for critic in agent.critics]
         self.targets = [copies(critic) for critic in agent.target_critics]
-        self.log_alpha, self.args = np.array(float(agent.log_alpha)), agent.args
+        self.log_alpha, self.args = np.array(agent.log_alpha.item()), agent.args
         self.scale, self.bias = (ACTIONS.high - ACTIONS.low) / 2.0, (ACTIONS.high + ACTIONS.low) / 2.0
         self.moments = {}
 

@@ -354,11 +354,8 @@ def test_ctrl_c_and_the_same_command_again_end_bit_identical(folder):
     assert any("stopping: 2 runs" in line for line in lines)
     (folder / "go").touch()
     rest = stopped.communicate()[0]
-    assert (
-        stopped.returncode == 130
-        and rest.count("interrupted: stopped at step") == 2
-        and "to go on: python -m steadyrl.sweep --script" in rest
-    )
+    assert stopped.returncode == 130 and rest.count("interrupted: stopped at step") == 2
+    assert "to go on: python -m steadyrl.sweep --script" in rest
     assert alone.wait() == 0
     again = subprocess.run(words, capture_output=True, text=True)
     assert again.returncode == 0 and "2 interrupted" in again.stdout, again
