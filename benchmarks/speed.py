@@ -134,7 +134,7 @@ def train(side: str, count: Counter, options: Options) -> None:
     import numpy as np
 
     folder, _, mode = side.rpartition(":")
-    sys.path[0] = folder or str(ROOT)  # not before ROOT: a script that the folder lacks must not be found there
+    sys.path[0] = folder or str(ROOT)  # in ROOT's place: a script that the folder lacks must not be found in ROOT
     script: Any = importlib.import_module(options.script)
     replay_buffer: Any = script.ReplayBuffer
 
@@ -402,7 +402,8 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
     from steadyrl.record import versions
 
     rates: dict[str, list[float]] = defaultdict(list)
-    installed = versions() | {package: version(package) for package in ("sbx-rl", "jax") if "sbx" in options.sides}
+    jax = ("sbx-rl", "jax") if any(side.startswith("sbx") for side in options.sides) else ()
+    installed = versions() | {package: version(package) for package in jax}
     names = options.sides if options.cuda else (*options.sides, "limit")
     with tempfile.TemporaryDirectory() as folder:
         sides: list[Side] = []

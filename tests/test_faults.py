@@ -177,7 +177,8 @@ def test_workers_leave_with_the_run(tmp_path, signals, status):
 def test_a_stop_while_evaluating_waits_for_the_episode_at_most(uninterrupted, tmp_path, episode, words, mode):  # noqa: F811
     """Three episodes in each of three evaluations, then five; the resumed run makes the evaluation up."""
     arguments = f"{PENDULUM} --eval-episodes 3 --hidden-sizes 32 --accelerate {mode}"
-    done = run_killed(tmp_path, "episode", episode, *arguments.split(), signals="TERM")
+    moment = 2 * episode - 1  # an evaluation asks for values twice in each episode: `value` and `state_value`
+    done = run_killed(tmp_path, "episode", moment, *arguments.split(), signals="TERM")
     assert done.returncode == 143 and words in done.stdout, done.stderr
     run_dir = only_run(tmp_path)
     rows = (run_dir / "evaluations.csv").read_text().splitlines()[1:]
