@@ -113,7 +113,8 @@ def from_format_1(state: dict[str, Any]) -> dict[str, Any]:
     transitions, observations = state["replay_buffer"]["transitions"], state["environments"]["observations"]
     size = observations.shape[1]
     following = transitions[..., :size].roll(-1, dims=0)
-    following[(state["replay_buffer"]["pos"] - 1) % len(following)] = observations  # of the newest row
+    if len(following):
+        following[(state["replay_buffer"]["pos"] - 1) % len(following)] = observations  # of the newest row
     cut = (following != transitions[..., -size - 2 : -2]).any(dim=-1) & (transitions[..., -2] == 0)
     replay_buffer = state["replay_buffer"] | {"timeouts": cut}
     return parts | {"replay_buffer": replay_buffer, "random": random, "others": {"noise": state.get("noise")}}

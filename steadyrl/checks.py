@@ -77,7 +77,8 @@ def probe(args: RunArgs, what: str) -> Findings:
         replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_replayable_env(args, rebuild=rebuild))
     if replay in REPLAYS:
         print(f"{args.env_id}: {REPLAYS[replay]}")
-    company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"))
+    plays = args.episode_replay == "auto"  # otherwise the user knows the environment
+    company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"), plays)
     if company.alone and (args.num_envs > 1 or args.eval_frequency > 0):
         raise UsageError(
             f"{what}: there can be only one of it at a time, since a second one failed ({company.alone}): train it with "

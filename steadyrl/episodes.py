@@ -161,6 +161,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
 
     Attributes:
         observations: the (N, O) observations to act on next.
+        cut_off: (N,) bool: after a resume, whose running episode did not come back, and has ended.
         hold: called after each step; it sets again what an environment in this process may have changed.
     """
 
@@ -174,6 +175,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         super().__init__(env)
         self.replayable = replayable
         self.hold: Callable[[], None] = lambda: None
+        self.cut_off = np.zeros(env.num_envs, bool)
         self.episodes: list[dict[str, Any]] = []
 
     @property
@@ -229,7 +231,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         assert isinstance(vector, AsyncVectorEnv | SyncVectorEnv)  # both can call a method of each environment
         checksums = vector.call("replay", self.episodes)  # also brings the generators back
         same = [crc == episode["checksum"] for crc, episode in zip(checksums, self.episodes, strict=True)]
-        cut_off = ~np.array(same) | (not self.replayable)
+        self.cut_off = cut_off = ~np.array(same) | (not self.replayable)
         self.env.episode_returns[:] = state["episode_returns"]
         self.env.episode_lengths[:] = state["episode_lengths"]
         if cut_off.any():
@@ -280,23 +282,26 @@ class Company(NamedTuple):
 
     disturbed: bool  # an episode goes another way if a second instance plays meanwhile in this process
     alone: str  # why there can be no second instance while the first one exists; empty if there can
-    ended: bool  # the episode that was played came to its end
+    ended: bool  # the episode that was played came to its end (true as well if none was played)
 
 
-def find_company(make: Callable[[], ReplayableEnv]) -> Company:
+def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Company:
     """Whether a second instance in this process disturbs a running episode of the first one.
 
     An episode is played twice on one instance. The second time another one is made, plays in turns with it, and is closed.
+
+    Args:
+        plays: without it, nothing is played: it is only found out whether there can be a second one.
     """
     with closing(make()) as env:
-        actions = random_actions(env, 0)
+        actions = random_actions(env, 0) if plays else []
         expected = play(env, {"seed": 0}, actions)
         steady = play(env, {"seed": 0}, actions) == expected  # otherwise nothing can be told
         found, half = [checksum(env.begin({"seed": 0}))], len(actions) // 2
         try:
             other = make()
         except EnvError as error:
-            return Company(False, str(error), len(expected) <= PROBE_STEPS)
+            return Company(False, str(error), not plays or len(expected) <= PROBE_STEPS)
         with closing(other):
             other.reset(seed=1)
             for action in actions[: min(half, len(expected) - 1)]:
@@ -305,7 +310,7 @@ def find_company(make: Callable[[], ReplayableEnv]) -> Company:
                     other.reset()
         for action in actions[half : len(expected) - 1]:
             found.append(checksum(*env.step(action)[:2]))
-    return Company(steady and found != expected, "", len(expected) <= PROBE_STEPS)
+    return Company(steady and found != expected, "", not plays or len(expected) <= PROBE_STEPS)
 
 
 def random_actions(env: gym.Env, seed: int) -> list[Any]:

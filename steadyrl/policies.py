@@ -13,7 +13,7 @@ import torch
 from steadyrl.agent import Agent
 from steadyrl.environments import make_replayable_env
 from steadyrl.errors import UsageError
-from steadyrl.family import SCRIPTS, find_script, import_script
+from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
 from steadyrl.files import replace_file, unused
 from steadyrl.models import load_model, saved_models
 from steadyrl.record import load_args, load_record
@@ -46,7 +46,7 @@ def load_agent(
         known = ", ".join(SCRIPTS)
         raise UsageError(f"{run_dir}: its args.json names the script {name!r}, must be one of {known}, or give script=PATH")
     try:
-        main = import_script(find_script(Path(script or f"{name}.py"))).main
+        main = import_script(find_script(Path(script)) if script else FOLDER / f"{name}.py").main
     except (OSError, ImportError, SyntaxError, AttributeError) as error:
         raise UsageError(f"script={script}: must be a training script ({error})") from error
     args = load_args(run_dir, main.args_class)

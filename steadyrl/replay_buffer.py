@@ -59,6 +59,10 @@ class ReplayBuffer(buffers.ReplayBuffer):
         self.timeouts[self.pos] = truncated
         super().add(obs, next_obs, action, reward, done, [])
 
+    def cut_off(self, environments: np.ndarray) -> None:
+        """Mark that in some environments, (N,) bool, the episode of the newest transition goes no further."""
+        self.timeouts[self.pos - 1] |= environments
+
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """A batch drawn uniformly: observations (B, O), actions (B, A), next observations (B, O), dones (B, 1), rewards
         (B, 1), and discounts, (B, 1) or None."""

@@ -173,6 +173,7 @@ class Run:
                 part.load_state_dict(self.checkpoint[name])
             for name, part in others.items():
                 part.load_state_dict(self.checkpoint["others"][name])
+            rb.cut_off(envs.cut_off)
         self.agent, self.envs, self.parts, self.others = agent, envs, parts, others  # whole now: what is saved after an error
         if self.checkpoint is None:
             return

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from steadyrl import arguments
 from steadyrl.arguments import check_args, parse_args
 from steadyrl.errors import UsageError
-from steadyrl.family import find_script, import_script, is_harmless
+from steadyrl.family import FOLDER, find_script, import_script, is_harmless
 
 LOGS = Path("runs/.sweep")
 SLURM_FOLDER, PLAN = LOGS / "slurm", LOGS / "plan.json"
@@ -292,7 +292,7 @@ def as_saved(args: arguments.RunArgs) -> dict[str, Any]:
 def planned(options: Options) -> list[Job]:
     """What `plan` gives. For --status it comes from a file, if the last plan in this folder was for the same options and the
     flags have not changed since: importing the script, and PyTorch with it, takes seconds."""
-    sources = (options.script, Path(__file__), Path(arguments.__file__))
+    sources = (FOLDER / options.script.name, options.script, Path(__file__), Path(arguments.__file__))
     asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or one of an older version
         saved = json.loads(PLAN.read_text())

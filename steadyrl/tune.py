@@ -153,7 +153,9 @@ def tune(options: Options) -> int:
     if "complete" in states:
         best = tuner.study.best_trial
         flags = shlex.join(tuner.jobs("tuned", best.params, seeds=(1,))[0].flags)
-        print(f"the best one, {best.value:.4g}, is trial {best.number}; to train it:\npython {options.script} {flags}")
+        print(
+            f"the best one, {best.value:.4g}, is trial {best.number}; to train it:\npython {shlex.quote(str(tuner.script))} {flags}"
+        )
     return status
 
 

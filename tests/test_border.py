@@ -87,7 +87,7 @@ def test_an_environment_that_writes_into_its_actions(run):
     args = border_args("WritesIntoActions", learning_starts=100, total_timesteps=200)
     border_toys.RECEIVED.clear()
     rb = run(args).rb
-    sent = np.array(border_toys.RECEIVED[-200 - 2 * 7 :][:200])  # after the probe, before two episodes of evaluation
+    sent = np.array(border_toys.RECEIVED[:200])
     np.testing.assert_array_equal(rb.actions[:200, 0], sent)
     assert (sent != 0).all()
 
@@ -106,7 +106,7 @@ def test_an_environment_that_seeds_the_global_generators(run, where):
 
 def test_environments_that_share_a_world(run, capsys):
     """Evaluations have a process of their own, and give what those of an environment without this habit give."""
-    changes = {"eval_frequency": 100, "eval_episodes": 3, "save_model": False}
+    changes = {"eval_frequency": 100, "eval_episodes": 3, "save_model": False, "episode_replay": "auto"}
     shared, tame = run(border_args("SharesItsWorld", **changes)), run(border_args("Tame", **changes))
     assert_true_transitions(shared.rb)
     np.testing.assert_array_equal(shared.rb.transitions, tame.rb.transitions)
@@ -227,15 +227,15 @@ def test_a_loaded_policy_stays_inside_the_bounds(run, tmp_path):
 def test_an_environment_without_a_time_limit(run, monkeypatch, capsys):
     """It is said at the start. An evaluation cuts its episodes, and says so."""
     monkeypatch.setattr(evaluation, "EPISODE_LIMIT", 30)
-    rows = run(border_args("Endless")).run_dir
+    rows = run(border_args("Endless", episode_replay="auto")).run_dir
     output = capsys.readouterr().out
     assert "no time limit" in output and "--max-episode-steps" in output and "cut off after 30 steps" in output
     assert json.loads((rows / "evaluation.json").read_text())["lengths"] == [30, 30]
 
 
 def test_time_limits_that_are_no_news(run, capsys):
-    run(border_args("Endless", max_episode_steps=20))
-    run(border_args("Tame"))
+    run(border_args("Endless", max_episode_steps=20, episode_replay="auto"))
+    run(border_args("Tame", episode_replay="auto"))
     assert "time limit" not in capsys.readouterr().out
     run(border_args("InnerLimit", max_episode_steps=50))
     assert "a time limit of its own, 20" in capsys.readouterr().out

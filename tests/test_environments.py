@@ -60,7 +60,7 @@ def test_the_check_draws_nothing_from_the_random_streams():
         return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
     before = streams()
-    assert checks.check(quick_args(episode_replay="auto")) == "plain" and streams() == before
+    assert checks.check(quick_args(episode_replay="auto")).replay == "plain" and streams() == before
 
 
 def resumed(args: ddpg.Args) -> episodes.TrainingEnvs:

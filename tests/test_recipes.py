@@ -115,7 +115,7 @@ def test_the_readme_and_the_comparison_agree():
     """The table of two critics beside plain DDPG is the one that compare.py wrote, of all runs that there are."""
     table = (ROOT / "benchmarks" / "results" / "two_critics.md").read_text().split("\n\n")[0]
     assert table in (ROOT / "README.md").read_text()
-    algorithms = {"two": "DDPG, two critics", "plain": "DDPG"}
+    algorithms = {"two": "TD3", "plain": "DDPG"}
     tasks = {(recipe.env_id, recipe.algorithm): task for task, recipe in recipes.RECIPES.items()}
     for line in [line for line in table.splitlines()[2:] if " tasks, normalised " not in line]:
         env_id, group, runs, _, mean, *_ = line.strip("| ").split(" | ")
