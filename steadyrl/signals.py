@@ -1,6 +1,6 @@
 """Signals ask a run to stop or to save; the run does so at the end of its step."""
 
-import _signal  # its getsignal takes 0.04 microseconds, that of `signal` 7, and every step asks
+import _signal  # type: ignore[import-not-found]  # its getsignal takes 0.04 microseconds, that of `signal` 7; each step asks
 import contextlib
 import multiprocessing
 import os

@@ -25,6 +25,7 @@ import filelock
 
 from steadyrl import sweep
 from steadyrl.errors import UsageError
+from steadyrl.files import shown
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Tuner:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.options, self.optuna, runs = options, optuna, sweep.plan(options)
+        self.script = runs[0].script
         self.args, self.seeds = runs[0].args | {"seed": None}, [job.args["seed"] for job in runs]
         if {1, 2, 3} & {*self.seeds} or any(job.args | {"seed": None} != self.args for job in runs):
             raise UsageError(f"--seeds {self.seeds}: must be none of 1 to 3, for reporting; and one environment, one setting")
@@ -153,9 +155,8 @@ def tune(options: Options) -> int:
     if "complete" in states:
         best = tuner.study.best_trial
         flags = shlex.join(tuner.jobs("tuned", best.params, seeds=(1,))[0].flags)
-        print(
-            f"the best one, {best.value:.4g}, is trial {best.number}; to train it:\npython {shlex.quote(str(tuner.script))} {flags}"
-        )
+        print(f"the best one, {best.value:.4g}, is trial {best.number}; to train it:")
+        print(f"python {shlex.quote(str(shown(tuner.script)))} {flags}")
     return status
 
 

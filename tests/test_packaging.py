@@ -10,7 +10,8 @@ from packaging.requirements import Requirement
 from steadyrl import family, record
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-RANGES = [*PROJECT["project"]["dependencies"], *sum(PROJECT["project"]["optional-dependencies"].values(), [])]
+EXTRAS = PROJECT["project"]["optional-dependencies"].values()
+RANGES = [*PROJECT["project"]["dependencies"], *(one for extra in EXTRAS for one in extra)]
 PINS = [(ROOT / name).read_text().split() for name in ("requirements.txt", "tests/requirements.txt")]
 
 
