@@ -170,7 +170,7 @@ CLEANRL = {"Hopper-v4": "1,577 +- 819", "HalfCheetah-v4": "10,374 +- 157", "Walk
 class Options:
     """Run the recipes."""
 
-    task: Literal["all", *RECIPES] = "all"
+    task: Literal["all", *RECIPES] = "all"  # type: ignore[valid-type]  # known at run time only; tyro lists them
     """which of them"""
     seeds: tuple[int, ...] = (1, 2, 3)
     """seeds to run"""
@@ -226,7 +226,8 @@ def collect(task: str, folder: Path) -> None:
     """Add the row of a finished run to recipes.csv, and copy its evaluations."""
     seed = json.loads((folder / "args.json").read_text())["args"]["seed"]
     result = json.loads((folder / "evaluation.json").read_text())
-    training = load_checkpoint(folder / "checkpoints")["run"]  # its clock goes on over interruptions
+    checkpoint = load_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
     evaluations = read_csv(folder / "evaluations.csv")
     curve = CURVES / f"{task}-{seed}"
     curve.mkdir(parents=True, exist_ok=True)
@@ -238,7 +239,7 @@ def collect(task: str, folder: Path) -> None:
         "task": task,
         "seed": seed,
         "steps": evaluations[-1]["global_step"],
-        "wall_seconds": round(training["elapsed"]),
+        "wall_seconds": round(checkpoint["run"]["elapsed"]),  # this clock goes on over interruptions
         "mean": round(result["mean"], 2),
         "std": round(result["std"], 2),
         "returns": " ".join(f"{value:.1f}" for value in result["returns"]),
@@ -264,7 +265,7 @@ def run_all(options: Options) -> int:
     """Run what is asked for and has no result, and collect what is finished; returns the exit status of the sweep."""
     common = sweep.Options(engine=options.engine, workers=options.workers, status=options.status)
     results = {(row["task"], int(row["seed"])) for row in read_results()}
-    jobs = {}
+    jobs: dict[sweep.Job, str] = {}
     for task in list(RECIPES) if options.task == "all" else [options.task]:
         seeds = tuple(seed for seed in options.seeds if (task, seed) not in results)
         recipe = RECIPES[task]
@@ -274,8 +275,8 @@ def run_all(options: Options) -> int:
         print(f"every seed has its row in {RESULTS.name}: to run one again, delete its row")
     status = sweep.sweep(list(jobs), common) if jobs else 0
     for job, task in jobs.items():
-        if job.status({})[0] == "finished":
-            collect(task, job.folder())
+        if job.status({})[0] == "finished" and (folder := job.folder()):
+            collect(task, folder)
     return status
 
 
@@ -312,8 +313,8 @@ def beside_published() -> list[str]:
             seeds = [row["seed"] for row in results if row["task"] == task]
             if recipe.env_id != env_id or not seeds:
                 continue
-            curves = [read_csv(CURVES / f"{task}-{seed}" / "evaluations.csv") for seed in seeds]
-            curves = [{int(row["global_step"]): float(row["mean"]) for row in curve} for curve in curves]
+            files = [CURVES / f"{task}-{seed}" / "evaluations.csv" for seed in seeds]
+            curves = [{int(row["global_step"]): float(row["mean"]) for row in read_csv(file)} for file in files]
             known = [[curve[step] for curve in curves if step in curve] for step in STEPS]
             means = " | ".join(f"{statistics.mean(returns):,.0f}" if returns else "" for returns in known)
             rows.append(f"| {env_id} | {recipe.algorithm} | {len(seeds)} | {means} |")
@@ -339,7 +340,8 @@ if __name__ == "__main__":
     options = tyro.cli(Options)
     os.chdir(ROOT)
     if options.readme:
-        sys.exit(write_readme())
+        write_readme()
+        sys.exit()
     try:
         sys.exit(run_all(options))
     except UsageError as error:

@@ -41,7 +41,7 @@ def check_upload(args: RunArgs) -> None:
     check_args(args)
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # exported at run time only
+    from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repo_id_of(args))

@@ -18,7 +18,7 @@ import pytest  # noqa: E402
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore Ctrl-C
 
 # Under pytest, tyro reads the sources of dataclasses again and again, to check its cache: a tenth of the tests' time.
-inspect.getsource = functools.cache(inspect.getsource)
+vars(inspect)["getsource"] = functools.cache(inspect.getsource)
 
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -36,6 +36,7 @@ def sha(value) -> str:
 def fingerprint(run_dir: Path) -> dict[str, str]:
     """SHA-256 of the parts of a finished run: weights, optimisers, replay, environments, scalars, evaluations, results."""
     state = checkpoints.load_checkpoint(run_dir / "checkpoints")
+    assert state is not None
     run = {name: value for name, value in state["run"].items() if name not in ("elapsed", "settings")}
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
     scalars = {

@@ -61,8 +61,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             self.answer({"errors": [], "warnings": []})
         elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", self.path):
-            files = [file["path"] for file in json.loads(body)["files"]]
-            self.answer({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]})
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            self.answer({"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]})
         elif match := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
             files = self.server.repos[match[1]]
             for line in body.splitlines():

@@ -86,7 +86,7 @@ def start_daemon(*command: str | Path) -> None:
     """
     path = f"{os.environ['PATH']}:/usr/sbin"
     with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open for as long as the daemon lives
-        files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        files: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
         done = subprocess.run(command, env=os.environ | {"PATH": path}, timeout=60, **files)
         if done.returncode:
             output.seek(0)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 @functools.cache
@@ -32,16 +33,18 @@ def run_script(
         new_session: signals to its group do not reach the tests.
         fresh: in an interpreter that was started for it.
     """
+    command = [str(script), *arguments]
     if fresh:
-        command = [sys.executable, str(script), *arguments]
-        options = {"cwd": cwd, "env": os.environ | environment, "start_new_session": new_session}
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
+        options: dict[str, Any] = {"cwd": cwd, "env": os.environ | environment, "start_new_session": new_session}
+        return subprocess.run([sys.executable, *command], stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
     with tempfile.TemporaryDirectory() as folder:
         files = [os.devnull, f"{folder}/stdout", f"{folder}/stderr"]
-        request = {"argv": [str(script), *arguments], "cwd": str(cwd), "files": files, "new_session": new_session}
-        print(json.dumps(request | {"environment": os.environ | environment}), file=server().stdin, flush=True)
-        status = int(server().stdout.readline())
-        return subprocess.CompletedProcess(request["argv"], status, *(Path(file).read_text() for file in files[1:]))
+        request = {"argv": command, "cwd": str(cwd), "files": files, "new_session": new_session}
+        process = server()
+        assert process.stdout is not None
+        print(json.dumps(request | {"environment": os.environ | environment}), file=process.stdin, flush=True)
+        status = int(process.stdout.readline())
+        return subprocess.CompletedProcess(command, status, *(Path(file).read_text() for file in files[1:]))
 
 
 def serve() -> dict:

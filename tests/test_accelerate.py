@@ -40,7 +40,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def filled_buffer(script, args, on: str = "cpu", num_actions: int = 1) -> ReplayBuffer:
     """Always with the same transitions; it draws the same samples from the start."""
-    steps = {"n_steps": getattr(args, "n_steps", 1), "gamma": 0.99}
+    steps: dict[str, Any] = {"n_steps": getattr(args, "n_steps", 1), "gamma": 0.99}
     rb = ReplayBuffer(200, *spaces_of(script, num_actions), torch.device(on), random=np.random.RandomState(0), **steps)
     rng = np.random.default_rng(0)
     rb.transitions[:] = rng.normal(size=rb.transitions.shape)
@@ -144,7 +144,7 @@ def trains_nothing(mode: str, on: str = "cpu") -> None:
     for updates in (0, 5):
         agent, _, rb = trained("eager", on, updates)
         before, arguments = copy.deepcopy(agent.state_dict()), update_of(agent, rb, 6)
-        random = torch.get_rng_state(), np.random.get_state()[1].copy()
+        random = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
         stand_in = acceleration.accelerate(agent, mode)
         assert stand_in is not agent and "update" not in vars(agent)
         kind, tensors_of_update = acceleration.flatten((), arguments)
@@ -155,7 +155,8 @@ def trains_nothing(mode: str, on: str = "cpu") -> None:
             assert_same(before, agent.state_dict())
         else:
             assert not any(tensor.any() for tensor in tensors(agent.state_dict()["optimizers"]))
-        assert torch.equal(random[0], torch.get_rng_state()) and (random[1] == np.random.get_state()[1]).all()
+        assert torch.equal(random[0], torch.get_rng_state())
+        assert (random[1] == np.random.get_state(legacy=False)["state"]["key"]).all()
 
 
 def restores(mode: str, on: str = "cpu") -> None:

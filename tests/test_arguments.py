@@ -11,6 +11,7 @@ import sys
 import typing
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from steadyrl.arguments import parse_args
 from steadyrl.evaluation import results_of
 
 
-def script(*arguments: str, cwd: Path, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess:
+def script(*arguments: str, cwd: Path, fresh: bool = False, **environment: Any) -> subprocess.CompletedProcess:
     """Run the script as a user does, in a process of its own. The toy environments are found as `toys:NAME`."""
     environment = {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": ""} | environment
     return run_script(ROOT / "ddpg_continuous_action.py", *arguments, cwd=cwd, fresh=fresh, **environment)
@@ -105,7 +106,7 @@ def main_in_this_process(*arguments: str, cwd: Path, script: str = "ddpg_continu
         patch.setattr(sys, "stderr", errors)
         try:
             importlib.import_module(script).main()
-            status = 0
+            status: Any = 0
         except SystemExit as exit:
             status = exit.code
     return subprocess.CompletedProcess(arguments, status, output.buffer.getvalue().decode(), errors.getvalue())

@@ -12,6 +12,7 @@ from helpers import ROOT
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 import ddpg_continuous_action as ddpg
+import td3_continuous_action as td3
 
 OBS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
 ACTIONS = gym.spaces.Box(np.array([0, -3], np.float32), np.array([2, 1], np.float32))
@@ -42,7 +43,7 @@ class NumpyDDPG:
 
     critic = "critic"  # the name of the network, or of several, whose first six arrays the actor climbs
 
-    def __init__(self, agent: ddpg.DDPG):
+    def __init__(self, agent: ddpg.DDPG | td3.TD3):
         self.weights = {
             name: [parameter.detach().numpy().copy() for parameter in network.parameters()]
             for name, network in agent.networks.items()

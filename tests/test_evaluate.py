@@ -1,6 +1,7 @@
 """Greedy evaluation, the over-estimation monitor, and `--evaluate` on a saved run."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from steadyrl import command_line, environments, errors, evaluation, record
 
 
 def agent_for(args: ddpg.Args, value=None) -> ddpg.DDPG:
-    env = environments.make_env(args)
-    agent = ddpg.DDPG(env.observation_space, env.action_space, args, torch.device("cpu"))
+    env: Any = environments.make_env(args)
+    agent: Any = ddpg.DDPG(env.observation_space, env.action_space, args, torch.device("cpu"))
     if value is not None:
         agent.critic = lambda obs, actions: torch.full((len(obs),), float(value))
     return agent

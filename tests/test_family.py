@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,7 +259,7 @@ def test_a_state_is_taken_over_but_not_its_learning_rates(script):
         assert optimizer["state"] and ours["optimizers"][name]["param_groups"][0]["lr"] == 0.1
 
 
-def command_line_of(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+def command_line_of(command: str, cwd: Path, **environment: Any) -> subprocess.CompletedProcess:
     """Run a script as a user does, in a process of its own."""
     name, *arguments = command.split()
     return run_script(ROOT / name, *arguments, cwd=cwd, **environment)

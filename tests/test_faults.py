@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import filelock
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -192,7 +193,7 @@ def test_a_stop_while_evaluating_waits_for_the_episode_at_most(uninterrupted, tm
 
 
 def handlers_in_worker() -> list:
-    environments.in_worker(int)
+    environments.in_worker(gym.Env)
     return [signal.getsignal(number) for number in STOP_SIGNALS + SAVE_SIGNALS]
 
 
@@ -200,7 +201,7 @@ def handlers_in_worker() -> list:
 def test_a_worker_ignores_signals_meant_for_the_main_process():
     """In a process that inherits no handlers, as Python starts them on macOS and, from 3.14 on, on Linux."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(handlers_in_worker) == [signal.SIG_IGN] * 4
+        assert pool.apply(handlers_in_worker) == [signal.SIG_IGN] * 5
         pool.close(), pool.join()  # else it would be ended by a SIGTERM, which its worker ignores now
 
 

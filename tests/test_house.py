@@ -31,7 +31,7 @@ def imports(path: Path) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         if isinstance(node, ast.ImportFrom):
-            where = ["steadyrl"] * (node.level > 0) + [node.module] * (node.module is not None)
+            where = ["steadyrl"] * (node.level > 0) + ([node.module] if node.module else [])
             names += [".".join([*where, alias.name]) for alias in node.names]
     return names
 

@@ -38,7 +38,8 @@ def fresh_agent(script, **changes):
 def observations(env: gym.Env, number: int) -> np.ndarray:
     """Those of random play: (number, O)."""
     env.action_space.seed(0)
-    (obs, _), found = env.reset(seed=0), []
+    obs, _ = env.reset(seed=0)
+    found: list[np.ndarray] = []
     while len(found) < number:
         found.append(obs)
         obs, _, terminated, truncated, _ = env.step(env.action_space.sample())

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -83,7 +84,8 @@ def test_the_environment_keeps_its_infos_and_renders(run):
 
 def ddpg_agent(run_dir: Path, env: gym.Env) -> ddpg.DDPG:
     """The DDPG agent with the latest model of a run."""
-    agent = ddpg.DDPG(env.observation_space, env.action_space, quick_args(hidden_sizes=(8,)), torch.device("cpu"))
+    spaces: tuple[Any, Any] = env.observation_space, env.action_space
+    agent = ddpg.DDPG(*spaces, quick_args(hidden_sizes=(8,)), torch.device("cpu"))
     load_model(agent, run_dir / "model.pt")
     return agent
 

@@ -15,6 +15,7 @@ def plain_ddpg(args) -> dict[str, list[torch.Tensor]]:
     random = np.random.RandomState(args.seed)
     torch.manual_seed(args.seed)
     env = gym.make(args.env_id)
+    assert isinstance(env.action_space, gym.spaces.Box)
     env.action_space.seed(args.seed)
     low, high = (torch.from_numpy(bound) for bound in (env.action_space.low, env.action_space.high))
 

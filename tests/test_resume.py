@@ -2,6 +2,7 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fingerprint import fingerprint
@@ -19,9 +20,10 @@ def run_killed(
     cwd: Path, moment: str, number: int, *arguments: str, signals: str = "KILL", script: str = "ddpg_continuous_action"
 ) -> subprocess.CompletedProcess:
     """Run a script in a process of its own, which tests/killed.py signals at an exact moment."""
-    environment = {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
-    command = (ROOT / "tests" / "killed.py", moment, str(number), signals, *arguments)
-    return run_script(*command, cwd=cwd, new_session=True, **environment)  # signals to its group shall not reach the tests
+    environment: Any = {"PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "", "SCRIPT": script}
+    command = (moment, str(number), signals, *arguments)
+    # Signals to its group shall not reach the tests.
+    return run_script(ROOT / "tests" / "killed.py", *command, cwd=cwd, new_session=True, **environment)
 
 
 def only_run(cwd: Path) -> Path:

@@ -1,5 +1,7 @@
 """SAC's learner, against an independent computation in NumPy at float64, torch's distributions, and the algorithm's traps."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ class NumpySAC:
         self.targets = [copies(critic) for critic in agent.target_critics]
         self.log_alpha, self.args = np.array(agent.log_alpha.item()), agent.args
         self.scale, self.bias = (ACTIONS.high - ACTIONS.low) / 2.0, (ACTIONS.high + ACTIONS.low) / 2.0
-        self.moments = {}
+        self.moments: dict[str, Any] = {}
 
     def act(self, obs, noise):
         out, cache = self.forward(self.actor, obs)

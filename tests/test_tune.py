@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -33,9 +34,8 @@ def folder(tmp_path, monkeypatch):
 
 def toy_options(**changes) -> tune.Options:
     """Options of tuning the stand-in for a script."""
-    return tune.Options(
-        **{"script": TOY, "space": Path("space.toml"), "num_seeds": 2, "trials": 2, "engine": "local"} | changes
-    )
+    values: dict[str, Any] = {"script": TOY, "space": Path("space.toml"), "num_seeds": 2, "trials": 2, "engine": "local"}
+    return tune.Options(**(values | changes))
 
 
 def command(*words: str) -> list[str]:

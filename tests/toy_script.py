@@ -35,7 +35,7 @@ class Toy:
 
 
 @dataclass
-class Args(Toy, Evaluating, Checkpoints, Environment, Experiment):
+class Args(Experiment, Toy, Environment, Evaluating, Checkpoints):
     """A script of the family, as far as the tuner sees."""
 
     exp_name: str = Path(__file__).stem

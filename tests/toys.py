@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -192,7 +193,7 @@ class LegacyGenerator(Toy):
     """As dm_control: `np_random` is a NumPy RandomState, and the constructor takes no `render_mode`."""
 
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
-    np_random = None
+    np_random: Any = None
 
     def __init__(self):
         super().__init__()
@@ -282,21 +283,22 @@ class Unfit(Toy):
         return self.observation_space.sample(), {}
 
 
-gym.register("Counter-v0", Counter)
-gym.register("Mixed-v0", Counter, kwargs={"ends": ((1, "terminated"), (3, "truncated"), (2, "both"), (1, "truncated"))})
-gym.register("TimeLimited-v0", TimeLimited)
-gym.register("Identity-v0", Identity)
-gym.register("Bounds-v0", Bounds, max_episode_steps=50)
-gym.register("Pendulum-like-v0", PendulumLike)
-gym.register("NaNObservation-v0", NotFinite, kwargs={"field": "observation", "value": np.nan})
-gym.register("HugeObservation-v0", NotFinite, kwargs={"field": "observation", "value": 1e300})  # infinite in float32
-gym.register("NaNReward-v0", NotFinite, kwargs={"field": "reward", "value": np.nan})
-gym.register("HugeReward-v0", NotFinite, kwargs={"field": "reward", "value": 1e30})  # its square is not finite
-gym.register("UnboundedActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(-np.inf, np.inf, (1,))})
-gym.register("ImageObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
-gym.register("IntegerActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(0, 5, (2,), np.int64)})
-gym.register("Lists-v0", Unfit, kwargs={"observation_space": gym.spaces.Sequence(gym.spaces.Discrete(3))})
-gym.register("CarriesState-v0", CarriesState)
+register: Any = gym.register  # its own type wants constructors that take any arguments
+register("Counter-v0", Counter)
+register("Mixed-v0", Counter, kwargs={"ends": ((1, "terminated"), (3, "truncated"), (2, "both"), (1, "truncated"))})
+register("TimeLimited-v0", TimeLimited)
+register("Identity-v0", Identity)
+register("Bounds-v0", Bounds, max_episode_steps=50)
+register("Pendulum-like-v0", PendulumLike)
+register("NaNObservation-v0", NotFinite, kwargs={"field": "observation", "value": np.nan})
+register("HugeObservation-v0", NotFinite, kwargs={"field": "observation", "value": 1e300})  # infinite in float32
+register("NaNReward-v0", NotFinite, kwargs={"field": "reward", "value": np.nan})
+register("HugeReward-v0", NotFinite, kwargs={"field": "reward", "value": 1e30})  # its square is not finite
+register("UnboundedActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(-np.inf, np.inf, (1,))})
+register("ImageObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)})
+register("IntegerActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(0, 5, (2,), np.int64)})
+register("Lists-v0", Unfit, kwargs={"observation_space": gym.spaces.Sequence(gym.spaces.Discrete(3))})
+register("CarriesState-v0", CarriesState)
 DRAWS = {
     "RandomModule": lambda: random.random,
     "NumPysGenerator": lambda: np.random.random,
@@ -305,22 +307,22 @@ DRAWS = {
     "OwnSeededGenerator": lambda: np.random.default_rng(0).random,
 }
 for name, draw in DRAWS.items():
-    gym.register(f"{name}-v0", DrawsElsewhere, kwargs={"draw": draw})
-    gym.register(f"{name}Start-v0", DrawsElsewhere, kwargs={"draw": draw, "starts": True})
-gym.register("LegacyGenerator-v0", LegacyGenerator)
-SPACES = {
+    register(f"{name}-v0", DrawsElsewhere, kwargs={"draw": draw})
+    register(f"{name}Start-v0", DrawsElsewhere, kwargs={"draw": draw, "starts": True})
+register("LegacyGenerator-v0", LegacyGenerator)
+SPACES: dict[str, dict[str, gym.Space]] = {
     "Dict": {"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (2,)), b=gym.spaces.Discrete(3))},
     "Tuple": {"observation_space": gym.spaces.Tuple((gym.spaces.Box(0, 1, (2, 2)), gym.spaces.Box(-5, 5, (1,), np.int64)))},
     "Matrix": {"observation_space": gym.spaces.Box(-1, 1, (2, 3))},
     "Integer": {"observation_space": gym.spaces.Box(0, 255, (4,), np.uint8)},
     "Discrete": {"observation_space": gym.spaces.Discrete(4)},
-    "MatrixAction": {"action_space": gym.spaces.Box(np.float32([[0, -3], [10, 5]]), np.float32([[2, 1], [11, 6]]))},
+    "MatrixAction": {"action_space": gym.spaces.Box(*np.array([[[0, -3], [10, 5]], [[2, 1], [11, 6]]], np.float32))},
 }
 for name, spaces in SPACES.items():
-    gym.register(f"{name}Spaces-v0", Shaped, kwargs=spaces)
+    register(f"{name}Spaces-v0", Shaped, kwargs=spaces)
 for where in ("constructor", "reset", "first-step", "step"):
-    gym.register(f"Raising-{where}-v0", Raising, kwargs={"where": where})
-gym.register("DictObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (1,)))})
-gym.register("Gate-v0", Gate)
-gym.register("Dying-v0", Failing, kwargs={"how": "die"})
-gym.register("Hanging-v0", Failing, kwargs={"how": "hang"})
+    register(f"Raising-{where}-v0", Raising, kwargs={"where": where})
+register("DictObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.Dict(a=gym.spaces.Box(0, 1, (1,)))})
+register("Gate-v0", Gate)
+register("Dying-v0", Failing, kwargs={"how": "die"})
+register("Hanging-v0", Failing, kwargs={"how": "hang"})
