@@ -14,7 +14,7 @@ from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_replayable_env
 from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
 from steadyrl.errors import EnvError, UsageError
 from steadyrl.replay_buffer import available_memory, buffer_bytes
-from steadyrl.spaces import changes
+from steadyrl.spaces import Spaces, changes
 
 RENDERING_HINT = "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
 KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # it differs too seldom to be found out by a few short episodes
@@ -45,7 +45,8 @@ def check(args: RunArgs) -> Findings:
     try:
         with contextlib.closing(make_replayable_env(args, render_mode="rgb_array" if args.capture_video else None)) as env:
             check_spaces(args, env)
-        return Findings("plain", False) if args.evaluate else probe(args, what)
+            spaces = env.observation_space, env.action_space
+        return Findings("plain", False) if args.evaluate else probe(args, what, spaces)
     except EnvError as error:
         if isinstance(error.__cause__, gym.error.Error):
             raise UsageError(f"{what}: {without_nonsense(args.env_id, error.__cause__)}") from error
@@ -70,11 +71,18 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
         print(f"{args.env_id}: {change}")
 
 
-def probe(args: RunArgs, what: str) -> Findings:
-    """Play a few short episodes to find out what a run must know of its environment. One line says what is unusual."""
+def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
+    """Play a few short episodes to find out what a run must know of its environment. One line says what is unusual.
+
+    Args:
+        what: the environment as the user named it.
+        spaces: of the environment.
+    """
     replay: str = args.episode_replay
     if replay == "auto":
-        replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(lambda rebuild: make_replayable_env(args, rebuild=rebuild))
+        replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(
+            lambda rebuild: make_replayable_env(args, rebuild=rebuild, finite=True)
+        )
     if replay in REPLAYS:
         print(f"{args.env_id}: {REPLAYS[replay]}")
     plays = args.episode_replay == "auto"  # otherwise the user knows the environment
@@ -92,7 +100,7 @@ def probe(args: RunArgs, what: str) -> Findings:
         print(f"{args.env_id}: two of it in one process disturb each other, so evaluations have a process of their own")
     say_when_episodes_end(args, company.ended)
     if args.vectorization == "async":
-        with contextlib.closing(WorkerEnv(partial(make_replayable_env, args), args.worker_timeout)) as env:
+        with contextlib.closing(WorkerEnv(partial(make_replayable_env, args), spaces, args.worker_timeout)) as env:
             env.reset(seed=0)
             env.step(random_actions(env, 0)[0])
     return Findings(replay, company.disturbed)

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ def make_env(
     video_folder: Path | None = None,
     video_name: str = "",
     rebuild: bool = False,
+    finite: bool = False,
 ) -> gym.Env:
     """One environment, with float32 observations; with a video folder it films its 0th and then every 20th episode.
 
@@ -43,8 +45,9 @@ def make_env(
         index: its place among the training environments.
         render_mode: as for gymnasium.make; a video folder needs none.
         rebuild: build it anew for each episode.
+        finite: refuse observations and rewards that are not finite, as training does.
     """
-    env = make_replayable_env(args, index, render_mode or ("rgb_array" if video_folder else None), rebuild)
+    env = make_replayable_env(args, index, render_mode or ("rgb_array" if video_folder else None), rebuild, finite)
     if video_folder is None:
         return env
     return gym.wrappers.RecordVideo(
@@ -52,7 +55,9 @@ def make_env(
     )
 
 
-def make_replayable_env(args: RunArgs, index: int = 0, render_mode: str | None = None, rebuild: bool = False) -> ReplayableEnv:
+def make_replayable_env(
+    args: RunArgs, index: int = 0, render_mode: str | None = None, rebuild: bool = False, finite: bool = False
+) -> ReplayableEnv:
     """One environment that is not filmed; the arguments are those of `make_env`."""
     if render_mode and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
@@ -72,7 +77,7 @@ def make_replayable_env(args: RunArgs, index: int = 0, render_mode: str | None =
             os.chdir(folder)  # some go to where their simulator's files are
         return flatten_observations(args.wrap(flatten_actions(env))), (env.observation_space, env.action_space)
 
-    return ReplayableEnv(build, index, rebuild)
+    return ReplayableEnv(build, index, rebuild, finite)
 
 
 def final_observations(next_obs: np.ndarray, infos: dict[str, Any]) -> np.ndarray:
@@ -104,20 +109,28 @@ class WorkerEnvs(AsyncVectorEnv):
         env_fns: make the environments.
         timeout: seconds that a worker may take to answer, while this process runs.
         signals: a stop that they ask for ends the waiting.
+        spaces: of each environment. If they are given, none is made in this process to ask it.
 
     Raises:
         EnvError: from the constructor, `reset`, `step` and `call`: what a worker's environment raised; or which worker ended
             or gave no answer.
     """
 
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], timeout: float, signals: Signals | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        timeout: float,
+        signals: Signals | None = None,
+        spaces: Spaces | None = None,
+        **kwargs: Any,
+    ):
         self.timeout, self.signals, self.broken = timeout, signals, False
         self.processes: list[multiprocessing.Process] = []
         self.parent_pipes: list[Any] = []
         try:
             with self.exchange():
                 # Not daemonic: an environment may start processes of its own.
-                super().__init__([partial(in_worker, env_fn) for env_fn in env_fns], daemon=False, **kwargs)
+                super().__init__([partial(in_worker, env_fn, spaces) for env_fn in env_fns], daemon=False, **kwargs)
         except BaseException:
             self.close()
             raise
@@ -140,6 +153,16 @@ class WorkerEnvs(AsyncVectorEnv):
         for index, spaces in enumerate(zip(self.call("observation_space"), self.call("action_space"), strict=True)):
             if spaces != wanted:
                 raise EnvError(f"environment {index} has other spaces, {spaces}, than the first one, {wanted}")
+
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        """Raise what a worker's environment raised. Gymnasium's own waits for ever for a worker that ended before it said."""
+        failed = [index for index, success in enumerate(successes) if not success]
+        if failed:
+            try:
+                _, kind, error, _ = self.error_queue.get(timeout=10 * SLICE)
+            except queue.Empty:
+                raise EnvError(f"asynchronous environments: worker {failed[0]} failed, and ended before it said why") from None
+            raise error if isinstance(error, EnvError) else EnvError(f"{kind.__name__}: {error}")
 
     def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
         """Wait for an answer, or the end, of each worker. Gymnasium calls it before it reads the answers of any command.
@@ -208,6 +231,13 @@ def kill(processes: Iterable[psutil.Process]) -> None:
             process.kill()
 
 
+class SpacesOf(gym.Env):
+    """Stands for an environment of which nothing but its spaces is asked."""
+
+    def __init__(self, spaces: Spaces):
+        self.observation_space, self.action_space = spaces
+
+
 class FailedEnv(gym.Env):
     """Stands for an environment that could not be made in a worker: it says so at the first question."""
 
@@ -220,11 +250,15 @@ class FailedEnv(gym.Env):
         raise self.error
 
 
-def in_worker(env_fn: Callable[[], gym.Env]) -> gym.Env:
-    """Make an environment. In a worker process, also ignore signals meant for the main process, and exit when that ends."""
+def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gym.Env:
+    """Make an environment. In a worker process, also ignore signals meant for the main process, and exit when that ends.
+
+    Args:
+        spaces: what the main process, which asks for nothing else, gets instead of an environment.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
-        return env_fn()
+        return env_fn() if spaces is None else SpacesOf(spaces)
     ignore_signals()  # Ctrl-C and schedulers signal the whole process group
 
     def exit_with_parent() -> None:
@@ -252,11 +286,11 @@ class WorkerEnv(gym.Env):
 
     Args:
         env_fn: makes the environment.
-        timeout, signals: as for WorkerEnvs.
+        spaces, timeout, signals: as for WorkerEnvs.
     """
 
-    def __init__(self, env_fn: Callable[[], gym.Env], timeout: float, signals: Signals | None = None):
-        self.envs = WorkerEnvs([env_fn], timeout, signals, autoreset_mode=AutoresetMode.DISABLED)
+    def __init__(self, env_fn: Callable[[], gym.Env], spaces: Spaces, timeout: float, signals: Signals | None = None):
+        self.envs = WorkerEnvs([env_fn], timeout, signals, spaces, autoreset_mode=AutoresetMode.DISABLED)
         self.observation_space, self.action_space = self.envs.single_observation_space, self.envs.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -290,12 +324,15 @@ def make_envs(args: RunArgs, run_name: str, replay: str | None = None, signals: 
     replay = replay or args.episode_replay
     video_name = f"training-resumed-{int(time.time())}" if args.resume else "training"
     env_fns = [
-        partial(make_env, args, index, None, video_folder if index == 0 else None, video_name, replay == "rebuild")
+        partial(make_env, args, index, None, video_folder if index == 0 else None, video_name, replay == "rebuild", True)
         for index in range(args.num_envs)
     ]
     envs: gym.vector.VectorEnv
     if args.vectorization == "async":
         envs = WorkerEnvs(env_fns, args.worker_timeout, signals, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
-        envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        try:
+            envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+        except RuntimeError as error:  # they have different spaces
+            raise EnvError(str(error)) from error
     return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs), replayable=replay != "cut")

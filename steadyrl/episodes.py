@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from steadyrl.errors import EnvError, UsageError, in_one_line
 from steadyrl.signals import Interrupt
-from steadyrl.spaces import Spaces, flag_of, observation_of, reward_of
+from steadyrl.spaces import Misfit, Spaces, flag_of, observation_of, reward_of
 
 PROBE_STEPS = 50  # of each of the episodes that are played to find something out
 
 
 def env_error(error: BaseException) -> BaseException:
     """What an environment raised, as an EnvError. What the algorithm refuses and a person's Ctrl-C stay what they are."""
-    ours = EnvError | UsageError | Interrupt | GeneratorExit
+    ours = EnvError | UsageError | Interrupt
     return error if isinstance(error, ours) else EnvError(in_one_line(error))
 
 
@@ -51,12 +51,19 @@ def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
 
 
 def set_generator_state(env: gym.Env, state: dict[str, Any] | None) -> None:
-    """Bring an environment's generator to what `generator_state` gave."""
-    generator = env.unwrapped.np_random
-    if isinstance(generator, np.random.RandomState):
+    """Bring an environment's generator to what `generator_state` gave; it may have made one of another kind since."""
+    if state is None:
+        return
+    generator: Any = env.unwrapped.np_random
+    if "has_gauss" in state:
+        generator = generator if isinstance(generator, np.random.RandomState) else np.random.RandomState()
         generator.set_state(state)
-    elif state is not None:
+    else:
+        kind = getattr(np.random, state["bit_generator"])
+        if not isinstance(getattr(generator, "bit_generator", None), kind):
+            generator = np.random.Generator(kind())
         generator.bit_generator.state = state
+    env.unwrapped.np_random = generator
 
 
 class ReplayableEnv(gym.Wrapper):
@@ -69,16 +76,19 @@ class ReplayableEnv(gym.Wrapper):
         build: makes the environment, and tells the spaces it had before they were made to fit.
         index: its place among the training environments.
         rebuild: build the environment anew for each episode, because it carries state from one to the next.
+        finite: refuse observations and rewards that are not finite.
 
     Raises:
         EnvError: for whatever the environment raises, SystemExit and KeyboardInterrupt too, and for a value that does not fit.
     """
 
-    def __init__(self, build: Callable[[], tuple[gym.Env, Spaces]], index: int = 0, rebuild: bool = False):
+    def __init__(
+        self, build: Callable[[], tuple[gym.Env, Spaces]], index: int = 0, rebuild: bool = False, finite: bool = False
+    ):
         with crossing():
             env, self.given_spaces = build()
             super().__init__(env)
-        self.build, self.index, self.rebuild = build, index, rebuild
+        self.build, self.index, self.rebuild, self.finite = build, index, rebuild, finite
         self.shape = env.observation_space.shape or ()
         self.fresh, self.steps = True, 0
 
@@ -99,26 +109,37 @@ class ReplayableEnv(gym.Wrapper):
             self.fresh = False
             if "generator" in start:
                 set_generator_state(self.env, start["generator"])
-            return self.taken(observation_of, self.env.reset(seed=start.get("seed"), options=options)[0], self.shape)
+            obs = self.env.reset(seed=start.get("seed"), options=options)[0]
+        return self.checked(lambda: observation_of(obs, self.shape, self.finite))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.steps += 1
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action)
         except BaseException as error:  # not `crossing`, which takes two microseconds
-            raise env_error(error) from error
-        try:
-            over = flag_of("terminated", terminated), flag_of("truncated", truncated)
-            return observation_of(obs, self.shape), reward_of(reward), *over, {}  # nobody reads the info of a step
-        except (ValueError, TypeError) as error:
-            raise EnvError(f"environment {self.index}, step {self.steps}: {error}") from error
+            raise self.misfit(error) from error
+        return self.checked(
+            lambda: (
+                observation_of(obs, self.shape, self.finite),
+                reward_of(reward, self.finite),
+                flag_of("terminated", terminated),
+                flag_of("truncated", truncated),
+                {},  # nobody reads the info of a step
+            )
+        )
 
-    def taken(self, check: Callable[..., Any], *values: Any) -> Any:
-        """A value that came in, checked."""
+    def checked(self, values: Callable[[], Any]) -> Any:
+        """Values that came in, or an EnvError that names the step, the field, what it was and what it must be."""
         try:
-            return check(*values)
-        except (ValueError, TypeError) as error:
-            raise EnvError(f"environment {self.index}, reset after step {self.steps}: {error}") from error
+            return values()
+        except Exception as error:
+            raise self.misfit(error) from error
+
+    def misfit(self, error: BaseException) -> BaseException:
+        """The EnvError for what came over the border in a step or a reset."""
+        if isinstance(error, Misfit):
+            return EnvError(f"step {self.steps}: {error.field} of environment {self.index} {error.what}")
+        return env_error(error)
 
     def render(self) -> Any:
         with crossing():
@@ -162,6 +183,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
     Attributes:
         observations: the (N, O) observations to act on next.
         cut_off: (N,) bool: after a resume, whose running episode did not come back, and has ended.
+        before_close: called before the environments are closed, which may fail.
         hold: called after each step; it sets again what an environment in this process may have changed.
     """
 
@@ -175,6 +197,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         super().__init__(env)
         self.replayable = replayable
         self.hold: Callable[[], None] = lambda: None
+        self.before_close: Callable[[], None] = lambda: None
         self.cut_off = np.zeros(env.num_envs, bool)
         self.episodes: list[dict[str, Any]] = []
 
@@ -204,6 +227,10 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.start_episodes(np.flatnonzero(infos.get("_start", ())), infos)
         self.sampler = self.action_space.np_random.bit_generator.state
         return self.observations, rewards, terminations, truncations, infos
+
+    def close(self, **kwargs: Any) -> None:
+        self.before_close()
+        super().close(**kwargs)
 
     def start_episodes(self, indices: Iterable[int], infos: dict[str, Any]) -> None:
         """Note that these environments were reset, to their present observations."""
@@ -296,21 +323,29 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
     with closing(make()) as env:
         actions = random_actions(env, 0) if plays else []
         expected = play(env, {"seed": 0}, actions)
+        ended = not plays or len(expected) <= PROBE_STEPS
         steady = play(env, {"seed": 0}, actions) == expected  # otherwise nothing can be told
-        found, half = [checksum(env.begin({"seed": 0}))], len(actions) // 2
+        found, actions = [checksum(env.begin({"seed": 0}))], actions[: len(expected) - 1]
+        half = (len(actions) + 1) // 2
         try:
             other = make()
         except EnvError as error:
-            return Company(False, str(error), not plays or len(expected) <= PROBE_STEPS)
-        with closing(other):
-            other.reset(seed=1)
-            for action in actions[: min(half, len(expected) - 1)]:
+            return Company(False, str(error), ended)
+        try:
+            with closing(other):
+                try:
+                    other.reset(seed=1)
+                except EnvError as error:  # some simulators only start here
+                    return Company(False, str(error), ended)
+                for action in actions[:half]:
+                    found.append(checksum(*env.step(action)[:2]))
+                    if any(other.step(action)[2:4]):
+                        other.reset()
+            for action in actions[half:]:
                 found.append(checksum(*env.step(action)[:2]))
-                if any(other.step(action)[2:4]):
-                    other.reset()
-        for action in actions[half : len(expected) - 1]:
-            found.append(checksum(*env.step(action)[:2]))
-    return Company(steady and found != expected, "", not plays or len(expected) <= PROBE_STEPS)
+        except EnvError:  # neither failed when it was alone
+            return Company(True, "", ended)
+    return Company(steady and found != expected, "", ended)
 
 
 def random_actions(env: gym.Env, seed: int) -> list[Any]:

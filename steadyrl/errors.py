@@ -28,4 +28,8 @@ def in_one_line(error: BaseException) -> str:
     """The type and the message of an error, and the file and line that raised it."""
     where = traceback.extract_tb(error.__traceback__)
     place = f" ({where[-1].filename}, line {where[-1].lineno})" if where else ""
-    return " ".join(f"{type(error).__name__}: {error}{place}".split())
+    try:
+        what = str(error)
+    except Exception:  # of a message that cannot be written
+        what = "(its message cannot be shown)"
+    return " ".join(f"{type(error).__name__}: {what}{place}".split())

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from steadyrl.agent import Agent
 from steadyrl.arguments import RunArgs
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_env
-from steadyrl.errors import Stopped, TrainingError
+from steadyrl.errors import EnvError, Stopped, TrainingError
 from steadyrl.files import shown, unused, write_json
 from steadyrl.models import load_model, saved_models
 from steadyrl.record import versions
@@ -71,7 +71,10 @@ def evaluate(
         Stopped: before the next step, if a signal asked for a stop.
     """
     build = partial(make_env, args, video_folder=video_folder, video_name=video_name)
-    with closing(WorkerEnv(build, args.worker_timeout, signals) if in_worker else build()) as env:
+    spaces = agent.observation_space, agent.action_space
+    with closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
+        if (env.observation_space.shape, env.action_space.shape) != tuple(space.shape for space in spaces):
+            raise EnvError(f"an instance made for an evaluation has other spaces than training's: {env.observation_space}")
         return play_episodes(env, agent, args, episodes, seed, signals)
 
 

@@ -115,11 +115,6 @@ class Run:
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         with self.exits:
             self.defaults.hold()
-            if isinstance(error, EnvError) and self.parts:
-                for part, state in self.before_acting:
-                    part.load_state_dict(state)
-                if self.write_or_warn(self.folder / "checkpoints", self.save):
-                    tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
             if isinstance(error, EnvError) and self.signals.stop:  # the waiting for a worker was given up
                 raise Stopped(self.signals.stop) from error
         if self.args.track and error is None:
@@ -147,8 +142,9 @@ class Run:
             stack.callback(envs.close)
             envs.reset(seed=self.args.seed)
             stack.pop_all()
+        self.signals.take()
         self.hold()
-        envs.hold = self.hold
+        envs.hold, envs.before_close = self.hold, self.save_after_error
         torch.manual_seed(self.args.seed)  # whatever the environments drew
         return envs
 
@@ -156,6 +152,15 @@ class Run:
         """Set again what is the run's own affair in this process, and what an environment may have changed."""
         self.signals.hold()
         self.defaults.hold()
+
+    def save_after_error(self) -> None:
+        """If an environment failed, save what is whole: before anything is closed, which may fail or hang as well."""
+        if isinstance(sys.exception(), EnvError) and self.parts and not self.signals.leaving:
+            for part, state in self.before_acting:
+                part.load_state_dict(state)
+            if self.write_or_warn(self.folder / "checkpoints", self.save):
+                tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
+        self.signals.leaving = True
 
     def resume(self, agent: Agent, envs: TrainingEnvs, rb: ReplayBuffer, **others: Stateful) -> None:
         """Say what a checkpoint consists of; if the run is resumed, restore each part.
@@ -265,6 +270,7 @@ class Run:
                 episodes = self.args.eval_episodes
                 evaluation = evaluate(agent, self.args, episodes, EVALUATION_SEED, signals=self.signals, in_worker=in_worker)
                 self.record_evaluation(agent, evaluation)
+            self.signals.take()
             self.hold()
         if save_due or self.signals.stop or not self.unfinished:
             self.write_or_warn(self.folder / "checkpoints", self.save)
@@ -318,6 +324,7 @@ class Run:
         """Evaluate the best model of a finished training, unless that was done before."""
         if not self.has_final_evaluation:
             self.envs.close()  # of some environments there can be only one
+            self.signals.leaving = False
             try:
                 final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)
             except Stopped:

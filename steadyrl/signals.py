@@ -23,28 +23,38 @@ class Signals:
 
     Attributes:
         stop, save: the number of the signal received, 0 if there was none.
+        leaving: everything is saved, and an environment is being closed: a signal to stop ends the process at once.
     """
 
     def __init__(self) -> None:
         self.stop = self.save = 0
         self.interrupts = 0
+        self.leaving = False
+        self.open: set[int] = set()
 
     def __enter__(self) -> "Signals":
         self.handler, self.previous = self.receive, {}
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
             numbers = [number for number in STOP_SIGNALS + SAVE_SIGNALS if not is_ignored_hangup(number)]
             self.previous = {number: signal.signal(number, self.handler) for number in numbers}
+            self.open = set(numbers) - signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a sweep has some blocked on purpose
         return self
 
+    def take(self) -> None:
+        """Take the signals again, whatever an environment installed or blocked, from Python or from C."""
+        for number in self.previous:
+            signal.signal(number, self.handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
+
     def hold(self) -> None:
-        """Take the signals again, if an environment has installed handlers of its own."""
+        """Take them again where Python knows of another handler. It is quick: every step calls it."""
         for number in self.previous:
             if _signal.getsignal(number) is not self.handler:
                 signal.signal(number, self.handler)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
-        if self.interrupts == 2:
+        if self.interrupts == 2 or (self.leaving and number in STOP_SIGNALS):
             for process in multiprocessing.active_children():
                 process.kill()
             os._exit(128 + number)

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 
+LARGEST = float(np.finfo(np.float32).max)
 Spaces = tuple[gym.Space, gym.Space]  # of the observations and of the actions
 
 
@@ -75,7 +76,7 @@ def flatten_observations(env: gym.Env) -> gym.Env:
     if not space.is_np_flattenable:
         raise gym.error.Error(f"its observations, {brief(space)}, cannot be flattened to a vector")
     if not (isinstance(space, Box) and len(space.shape) == 1):
-        env = gym.wrappers.FlattenObservation(env)
+        env = gym.wrappers.FlattenObservation(CheckedObservation(env))
     flat = env.observation_space
     assert isinstance(flat, Box)
     with np.errstate(over="ignore"), warnings.catch_warnings():  # a bound beyond float32 becomes infinite
@@ -89,35 +90,74 @@ def to_float32(values: Any) -> np.ndarray:
     return np.asarray(values, np.float32)
 
 
-def observation_of(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+class Misfit(ValueError):
+    """A value that came in and does not fit: the name of its field, and what is wrong with it."""
+
+    def __init__(self, field: str, what: str):
+        super().__init__(field, what)
+        self.field, self.what = field, what
+
+
+def observation_of(value: Any, shape: tuple[int, ...], finite: bool) -> np.ndarray:
     """A copy of an observation that came in: what the environment does with its array stays its own affair.
 
+    Args:
+        finite: refuse values that are not finite.
+
     Raises:
-        ValueError: if it has another shape.
+        Misfit: if it has another shape, or such a value.
     """
     if np.shape(value) != shape:
-        raise ValueError(f"observation has the shape {np.shape(value)}, must be {shape}")
-    return np.array(value, np.float32)
+        raise Misfit("observation", f"has the shape {np.shape(value)}, must be {shape}")
+    observation = np.array(value, np.float32)
+    if finite and not np.isfinite(observation).all():
+        raise Misfit("observation", f"is not finite: {observation}")
+    return observation
 
 
-def reward_of(value: Any) -> float:
-    """A reward that came in. Raises a ValueError if it is not a single number."""
-    if isinstance(value, float):
-        return value
-    array = np.asarray(value, np.float64)
-    if array.size != 1:
-        raise ValueError(f"reward has the shape {array.shape}, must be a single number")
-    return float(array.item())
+def reward_of(value: Any, finite: bool) -> float:
+    """A reward that came in; a Misfit if it is not a single number, or not finite as float32."""
+    if not isinstance(value, float):
+        array = np.asarray(value)
+        if array.size != 1 or array.dtype.kind not in "biufO":
+            raise Misfit("reward", f"is {value!r} of the shape {array.shape}, must be a single number")
+        value = float(array.item())
+    if finite and not abs(value) <= LARGEST:
+        raise Misfit("reward", f"is not finite: {value}")
+    return value
 
 
 def flag_of(name: str, value: Any) -> bool:
-    """One of the two flags of a step. Raises a ValueError if it is not true or false."""
+    """One of the two flags of a step; a Misfit if it is not true or false."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     array = np.asarray(value)
     if array.size != 1 or array.item() not in (0, 1):
-        raise ValueError(f"{name} is {value!r}, must be true or false")
+        raise Misfit(name, f"is {value!r}, must be true or false")
     return bool(array.item())
+
+
+class CheckedObservation(gym.ObservationWrapper[Any, Any, Any]):
+    """The environment, whose structured observations have the shapes of their space: flattening them would not tell."""
+
+    def observation(self, observation: Any) -> Any:
+        check_shapes(self.observation_space, observation)
+        return observation
+
+
+def check_shapes(space: gym.Space, value: Any) -> None:
+    """Raise a Misfit if a value, or a part of it, has another shape than its space, or is a number that is not in it."""
+    if isinstance(space, gym.spaces.Dict):
+        for name, part in space.spaces.items():
+            check_shapes(part, value[name])
+    elif isinstance(space, gym.spaces.Tuple):
+        for part, one in zip(space.spaces, value, strict=True):
+            check_shapes(part, one)
+    elif isinstance(space, Box):
+        if np.shape(value) != space.shape:
+            raise Misfit("observation", f"has a part of the shape {np.shape(value)}, must be {space.shape}")
+    elif not space.contains(value):
+        raise Misfit("observation", f"has a part {value!r}, must be in {brief(space)}")
 
 
 def has_image(space: gym.Space) -> bool:

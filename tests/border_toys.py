@@ -217,6 +217,119 @@ class HasAChild(Tame):
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "child of a toy"])
 
 
+class SharesOddly(Tame):
+    """Its state belongs to the process, and is disturbed by one thing that a second instance does. by: init, reset, close."""
+
+    def __init__(self, by="init", raises=False, **kwargs):
+        super().__init__(**kwargs)
+        self.by, self.raises, self.me = by, raises, object()
+        self.disturb("init")
+
+    def disturb(self, by):
+        if by == self.by:
+            WORLD.update(owner=self.me)
+
+    def reset(self, **kwargs):
+        result = super().reset(**kwargs)
+        self.disturb("reset")
+        self.running = WORLD["owner"] = self.me if self.by == "reset" else WORLD.get("owner")
+        return result
+
+    def step(self, action):
+        if WORLD.get("owner") is not self.running:
+            if self.raises:
+                raise RuntimeError("no such body")
+            self.start, self.running = -1, WORLD["owner"]
+        return super().step(action)
+
+    def close(self):
+        self.disturb("close")
+
+
+class OldGenerator(Tame):
+    """Makes its own generator in reset(seed), as code for older versions of Gym does."""
+
+    def __init__(self, kind="RandomState", **kwargs):
+        super().__init__(**kwargs)
+        self.kind = kind
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            kind = getattr(np.random, self.kind)
+            self.np_random = kind(seed) if self.kind == "RandomState" else np.random.Generator(kind(seed))
+        self.t, self.start = 0, int(1000 * self.np_random.uniform())
+        return self.look(), {}
+
+
+class Lazy(Single):
+    """There can be only one, and that is found out when it starts."""
+
+    def __init__(self, **kwargs):
+        Tame.__init__(self, **kwargs)
+        self.socket = None
+
+    def reset(self, **kwargs):
+        if self.socket is None:
+            self.socket = socket.socket()
+            self.socket.bind(("127.0.0.1", 45674))
+        return super().reset(**kwargs)
+
+    def close(self):
+        if self.socket is not None:
+            self.socket.close()
+
+
+class Structured(Tame):
+    """A Dict of observations whose parts change their shapes at step 270."""
+
+    observation_space = gym.spaces.Dict(a=gym.spaces.Box(-9, 9, (1,)), b=gym.spaces.Box(-9, 9, (3,)))
+
+    def look(self):
+        a, b = np.zeros(1, np.float32), np.zeros(3, np.float32)
+        return {"a": b, "b": a} if self.total >= 270 else {"a": a, "b": b}
+
+
+class Unclosable(Tame):
+    """Raises in its step 270; closing it then hangs, or ends the process. where: any process, or workers alone."""
+
+    def __init__(self, how="hang", workers=False, **kwargs):
+        super().__init__(**kwargs)
+        self.how, self.workers, self.main = how, workers, os.environ.setdefault(MAIN, str(os.getpid()))
+
+    def step(self, action):
+        if self.total == 269 and not (self.workers and str(os.getpid()) == self.main):
+            raise RuntimeError("lost the simulator")
+        return super().step(action)
+
+    def close(self):
+        if self.total >= 269:
+            time.sleep(10**6) if self.how == "hang" else os._exit(7)
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class Strange(Tame):
+    """At its step 270. what: nan, over (float32), gradient, huge, message, observation."""
+
+    def __init__(self, what="nan", late=270, **kwargs):
+        super().__init__(**kwargs)
+        self.what, self.late = what, late
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        if self.total >= self.late:
+            if self.what == "message":
+                raise Speechless
+            if self.what == "observation":
+                obs = obs * np.float32(np.nan)
+            rewards = {"nan": np.nan, "over": 1e39, "gradient": torch.tensor(1.0, requires_grad=True), "huge": 10**400}
+            reward = rewards.get(self.what, reward)
+        return obs, reward, *rest
+
+
 class GoesElsewhere(Tame):
     """Changes the working directory. where: init, reset, step."""
 

@@ -415,17 +415,18 @@ def test_a_crash_in_an_evaluation_costs_no_step_and_repeats_no_event(tmp_path, m
 def test_values_that_come_in():
     """Scalars of every kind are taken; a copy is made; anything else is named."""
     array = np.zeros(2, np.float32)
-    assert spaces.observation_of(array, (2,)) is not array and spaces.observation_of([1, 2], (2,)).dtype == np.float32
+    assert spaces.observation_of(array, (2,), True) is not array
+    assert spaces.observation_of([1, 2], (2,), True).dtype == np.float32
     for reward in (1, 1.0, np.float32(1), np.array(1.0), np.array([1.0]), torch.tensor(1.0), True):
-        assert spaces.reward_of(reward) == 1.0 and type(spaces.reward_of(reward)) is not np.ndarray
+        assert spaces.reward_of(reward, True) == 1.0 and type(spaces.reward_of(reward, True)) is not np.ndarray
     for flag in (True, np.True_, 1, np.array(True), torch.tensor(True)):
         assert spaces.flag_of("terminated", flag) is True
     for bad in (np.zeros(2), None, "yes"):
         with pytest.raises((ValueError, TypeError)):
             spaces.flag_of("terminated", bad)
-    for bad in (np.zeros(2), "much", [[1.0], [2.0]]):
+    for bad in (np.zeros(2), "much", None, 1j, [[1.0], [2.0]], np.nan, 1e39):
         with pytest.raises((ValueError, TypeError)):
-            spaces.reward_of(bad)
+            spaces.reward_of(bad, True)
 
 
 def test_a_hangup_stops_unless_it_is_ignored(monkeypatch):
@@ -461,3 +462,92 @@ def test_a_probe_holds_one_instance_at_a_time():
 def test_findings_are_returned():
     assert checks.check(border_args("SharesItsWorld", episode_replay="auto")) == ("plain", True)
     assert issubclass(errors.EnvError, errors.TrainingError)
+
+
+@pytest.mark.parametrize("by", ["init", "reset", "close"])
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_world_that_a_second_instance_disturbs(run, by, raises):
+    """By being made, started or closed; silently or with an error. The evaluation leaves no trace in training."""
+    kwargs = {"by": by, "raises": raises}
+    rb = run(border_args("SharesOddly", env_kwargs=kwargs, eval_frequency=100, episode_replay="auto")).rb
+    assert_true_transitions(rb)
+
+
+@pytest.mark.parametrize("kind", ["RandomState", "MT19937", "Philox", "SFC64", "PCG64DXSM", "PCG64"])
+def test_a_generator_of_any_kind(kind):
+    assert checks.check(border_args("OldGenerator", env_kwargs={"kind": kind}, episode_replay="auto")) == ("plain", False)
+
+
+def test_there_can_be_only_one_that_runs(tmp_path):
+    refused(script("Lazy", "--eval-frequency", "100", cwd=tmp_path), "only one", "--eval-frequency 0")
+    done = script("Lazy", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+LATE = [
+    ("Structured", {}, "observation"),
+    *[("Strange", {"what": what}, "reward") for what in ("nan", "over", "gradient", "huge")],
+]
+LATE += [("Strange", {"what": "message"}, "Speechless"), ("Strange", {"what": "observation"}, "observation")]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "words"), LATE)
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.filterwarnings("ignore:.*")
+def test_a_late_value_of_a_strange_kind(tmp_path, name, kwargs, words, vectorization):
+    done = script(name, "--vectorization", vectorization, cwd=tmp_path, **kwargs)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert any(
+        line.startswith("error: ") and any(word in line for word in (words, "OverflowError", "requires grad"))
+        for line in done.stderr.splitlines()
+    )
+    assert load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"] == 269
+
+
+def test_a_first_value_that_is_not_finite_is_refused(tmp_path):
+    for what in ("nan", "over", "observation"):
+        refused(script("Strange", "--episode-replay", "auto", cwd=tmp_path, what=what, late=1), "not finite")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["hang", "die"])
+def test_a_run_is_saved_before_anything_is_closed(tmp_path, how):
+    """A closing that hangs is ended by a signal."""
+    flags = ["--env-id", "border_toys:Unclosable-v0", *SHORT.split(), "--env-kwargs", json.dumps({"how": how})]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    command = [sys.executable, str(ROOT / "ddpg_continuous_action.py"), *flags, "--episode-replay", "plain"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "a checkpoint of step 269 is saved" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode in ({"hang": (143,), "die": (7, 143)}[how])
+    assert load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"] == 269
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_before_it_says_why(tmp_path):
+    words = "--num-envs 2 --vectorization async --worker-timeout 1 --total-timesteps 700".split()
+    done = script("Unclosable", *words, cwd=tmp_path, how="die", workers=True)
+    assert done.returncode == 1 and "error: " in done.stderr and "Traceback" not in done.stderr
+    assert load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"] == 2 * 269
+
+
+def test_instances_with_other_spaces(run, monkeypatch):
+    """One line, also where Gymnasium raises a RuntimeError of its own."""
+    made = []
+
+    class Different(border_toys.Tame):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            made.append(self)
+            self.action_space = border_toys.gym.spaces.Box(-1, len(made), (2,), np.float32)
+
+    border_toys.gym.register("Different-v0", Different)
+    with pytest.raises(errors.EnvError):
+        run(quick_args(env_id="Different-v0", num_envs=3))
