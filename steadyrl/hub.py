@@ -16,6 +16,7 @@ import torch
 from steadyrl.arguments import RunArgs, check_args, script_name
 from steadyrl.errors import UploadError, UsageError, in_one_line
 from steadyrl.evaluation import results_of
+from steadyrl.family import SCRIPTS
 from steadyrl.models import saved_models
 from steadyrl.record import load_record, pins
 
@@ -90,6 +91,7 @@ def model_card(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str) -> s
             )
         ],
     )
+    own = "" if script in SCRIPTS else f', script="{script}.py"'
     versions = "\n".join(f"| {name} | {version} |" for name, version in settings["versions"].items())
     return f"""---
 {metadata.to_yaml()}
@@ -112,7 +114,7 @@ python {script}.py --evaluate .
 ```python
 from steadyrl.policies import load_agent
 
-agent, env = load_agent(".")
+agent, env = load_agent("."{own})
 obs, _ = env.reset()
 action = agent.act(obs[None])[0]
 ```
