@@ -1,6 +1,7 @@
 """The environments of a run: made, stepped together, and watched."""
 
 import contextlib
+import io
 import multiprocessing
 import os
 import queue
@@ -263,6 +264,7 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
 
     def exit_with_parent() -> None:
         parent.join()
+        sys.stderr = io.StringIO()  # the other thread may find its pipe broken, and would say so
         kill(descendants(os.getpid()))
         os._exit(1)
 
