@@ -263,7 +263,7 @@ class Run:
         if self.args.save_model and (self.evaluation_due or not self.unfinished):
             self.write_or_warn(self.folder / "model.pt", save_model, agent, self.folder / "model.pt")
         if self.evaluation_due:
-            if save_due:  # whatever happens in the evaluation
+            if save_due and not self.signals.stop:  # whatever happens in the evaluation, which a stop does not begin
                 self.write_or_warn(self.folder / "checkpoints", self.save)
             in_worker = self.found.disturbed and self.args.vectorization == "sync"
             with contextlib.suppress(Stopped):  # the evaluation stays due, and is made first after a resume
