@@ -204,9 +204,10 @@ class WorkerEnvs(AsyncVectorEnv):
         for pipe in self.parent_pipes:
             with contextlib.suppress(OSError, AttributeError):  # Gymnasium has None for the pipe of one that failed
                 pipe.send(("close", None))
-        limit = SLICE if self.broken or terminate else self.timeout
+        stopped = self.signals is not None and self.signals.stop  # schedulers do not wait for long
+        limit = SLICE if self.broken or terminate else min(self.timeout, 5.0) if stopped else self.timeout
         for process in self.processes:
-            while process.is_alive() and limit > 0 and not (self.signals is not None and self.signals.stop):
+            while process.is_alive() and limit > 0:
                 process.join(SLICE)
                 limit -= SLICE
             children += descendants(process.pid)
