@@ -25,7 +25,7 @@ class Tame(gym.Env):
     """Without any habit."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  as gymnasium declares it
-    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    observation_space: gym.Space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, length: int = 7, ends: str = "truncated", render_mode: str | None = None):
