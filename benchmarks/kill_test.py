@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fingerprint import fingerprint  # noqa: E402
 
-from steadyrl.checkpoints import list_checkpoints, step_of  # noqa: E402
+from steadyrl.run_folder import list_checkpoints, step_of  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "kill_test.csv"
 FLAGS = (

@@ -403,7 +403,7 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
 
     rates: dict[str, list[float]] = defaultdict(list)
     jax = ("sbx-rl", "jax") if any(side.startswith("sbx") for side in options.sides) else ()
-    installed = versions() | {package: version(package) for package in jax}
+    installed = versions(options.env_id) | {package: version(package) for package in jax}
     names = options.sides if options.cuda else (*options.sides, "limit")
     with tempfile.TemporaryDirectory() as folder:
         sides: list[Side] = []

@@ -21,11 +21,11 @@ from unittest import mock
 import numpy as np
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
-from tqdm import tqdm
 
 from steadyrl.agent import Agent, AnyAgent
 from steadyrl.arguments import RunArgs
 from steadyrl.errors import TrainingError, UsageError
+from steadyrl.output import say
 
 # Compiling takes some 30 seconds the first time (5 when torch finds it in its cache) and saves over a millisecond an update:
 # after some 20,000 updates (4,000) it has paid. `benchmarks/speed.py --break-even` measures it.
@@ -73,9 +73,9 @@ def choose_mode(args: RunArgs, device: torch.device, global_step: int, began_wit
     if updates < UPDATES_WORTH_COMPILING:
         return "eager"
     if missing := compiler_of(device):
-        print(f"--accelerate auto: eager, since no C++ compiler ({missing}) was found; with one, this run would be faster")
+        say(f"--accelerate auto: eager, since no C++ compiler ({missing}) was found; with one, this run would be faster")
         return "eager"
-    print(f"--accelerate auto: compile, since {updates:,} updates gain more than the building costs")
+    say(f"--accelerate auto: compile, since {updates:,} updates gain more than the building costs")
     return "compile"
 
 
@@ -181,18 +181,18 @@ class FastFunctions:
         """Announce what is built, put the agent back to `before`, and fall back or raise if it fails."""
         begin = time.perf_counter()
         if not self.announced and self.mode == "compile":
-            tqdm.write("--accelerate compile: compiling, about 30 seconds the first time")
+            say("--accelerate compile: compiling, about 30 seconds the first time")
         self.announced = True
         with self.paused():
             try:
                 with torch.random.fork_rng([self.agent.device] if self.agent.device.type == "cuda" else []):
                     yield
-                tqdm.write(f"--accelerate {self.mode}: {what} built in {time.perf_counter() - begin:.1f} seconds")
+                say(f"--accelerate {self.mode}: {what} built in {time.perf_counter() - begin:.1f} seconds")
             except Exception as error:  # no compiler, no device, an operation that cannot be captured: many types
                 line = f"--accelerate {self.mode} does not work here ({first_line(error)})"
                 if self.explicit:
                     raise TrainingError(f"{line}; --accelerate auto would go on in eager mode") from error
-                tqdm.write(f"{line}, training goes on in eager mode")
+                say(f"{line}, training goes on in eager mode")
                 self.eager = True
                 self.on_fall_back()
             finally:

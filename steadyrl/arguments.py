@@ -4,9 +4,11 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import math
 import re
+import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
@@ -29,14 +31,24 @@ class Must(NamedTuple):
 
 Count = Annotated[int, Must("a whole number, 1 or more", lambda n: n >= 1)]
 CountOrZero = Annotated[int, Must("a whole number, 0 or more", lambda n: n >= 0)]
+Threads = Annotated[int, Must("a whole number, 1 to 1024", lambda n: 1 <= n <= 1024)]  # of a billion PyTorch dies
 Positive = Annotated[float, Must("above 0 and finite", lambda x: 0 < x < math.inf)]
+Seconds = Annotated[float, Must("above 0 and at most 1,000,000", lambda x: 0 < x <= 1e6)]  # a clock cannot count to 1e300
 NonNegative = Annotated[float, Must("0 or more and finite", lambda x: 0 <= x < math.inf)]
 Finite = Annotated[float, Must("finite", math.isfinite)]
 Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
 Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
 Discount = Probability
 Name = Annotated[str, Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))]
-Sizes = Annotated[tuple[int, ...], Must("one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1)]
+PathText = Annotated[str, Must("a path", lambda path: "\0" not in path)]
+Sizes = Annotated[
+    tuple[int, ...],
+    Must("one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1),
+    Must(
+        "layers of at most 100,000 units, with at most 100,000,000 weights between two of them",
+        lambda sizes: max(sizes) <= 100_000 and all(a * b <= 100_000_000 for a, b in itertools.pairwise(sizes)),
+    ),
+]
 CountOrAll = Annotated[int, Must("a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)]
 
 
@@ -44,8 +56,17 @@ def parse_json(texts: list[str]) -> Any:
     """The value of a flag given as JSON."""
     try:
         return json.loads(texts[0])
-    except ValueError as error:
-        raise ValueError(f"{texts[0]!r} is no JSON ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{texts[0][:100]!r} is no JSON ({error})") from None
+
+
+def depth(value: Any) -> int:
+    """How deeply a value of JSON is nested: 0 for a number."""
+    deepest, level = 0, [value]
+    while containers := [part for part in level if isinstance(part, dict | list)]:
+        deepest += 1
+        level = [part for one in containers for part in (one.values() if isinstance(one, dict) else one)]
+    return deepest
 
 
 JSON = tyro.constructors.PrimitiveConstructorSpec(
@@ -56,6 +77,12 @@ JSON = tyro.constructors.PrimitiveConstructorSpec(
     str_from_instance=lambda value: [json.dumps(value)],
 )
 
+Kwargs = Annotated[
+    dict[str, Any],
+    JSON,
+    Must("a JSON object, nested at most 100 deep", lambda kwargs: isinstance(kwargs, dict) and depth(kwargs) <= 100),
+]
+
 # The groups below are the boxes of --help. A script's `Args` joins them, and groups of its own, into one flat dataclass.
 
 
@@ -65,9 +92,7 @@ class Environment:
 
     env_id: str = "Hopper-v4"
     """the Gymnasium environment; module:EnvId imports first the module that registers it"""
-    env_kwargs: Annotated[dict[str, Any], JSON, Must("a JSON object", lambda kwargs: isinstance(kwargs, dict))] = field(
-        default_factory=dict
-    )
+    env_kwargs: Kwargs = field(default_factory=dict)
     """arguments for gymnasium.make, as in '{"reset_noise_scale": 0.2}'"""
     max_episode_steps: Count | None = None
     """time limit of an episode, in steps (None: the environment's own)"""
@@ -121,7 +146,7 @@ class Checkpoints:
     episode_replay: Literal["auto", "plain", "rebuild", "cut"] = "auto"
     """how running episodes come back on --resume: played again (plain), played again with the environment built anew for
     each episode (rebuild), or not, they are cut off (cut); auto finds out before training"""
-    worker_timeout: Positive = 60.0
+    worker_timeout: Seconds = 60.0
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
 
@@ -160,7 +185,7 @@ class Experiment(OtherFlags):
     more time than that costs"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
-    num_threads: Count | None = None
+    num_threads: Threads | None = None
     """CPU threads for PyTorch (None: OMP_NUM_THREADS or the number of cores, but at most 2)"""
     track: bool = False
     """also send everything to Weights and Biases"""
@@ -170,7 +195,7 @@ class Experiment(OtherFlags):
     """the Weights and Biases team (None: your default)"""
     capture_video: bool = False
     """film every 20th training episode of the first environment and the first episode of the final evaluation"""
-    output: str = "."
+    output: PathText = "."
     """the folder in which runs/ and videos/ are"""
     save_model: bool = True
     """keep the networks in the run folder: the latest in model.pt, those of the best evaluation in best_model.pt"""
@@ -201,27 +226,64 @@ def requirements(hint: Any) -> Iterator[Must]:
         yield from requirements(part)
 
 
+def as_typed(hint: Any, value: Any) -> Any:
+    """A value of a saved JSON file as the type of a flag has it. What is of no type known here is taken as it is.
+
+    Raises:
+        TypeError: if it is of another type.
+    """
+    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return as_typed(kinds[0], value)
+    if origin in (typing.Union, types.UnionType):
+        for kind in kinds:
+            with contextlib.suppress(TypeError):
+                return as_typed(kind, value)
+    elif origin is Literal:
+        if any(type(value) is type(kind) and value == kind for kind in kinds):
+            return value
+    elif origin in (tuple, list):
+        if isinstance(value, list | tuple):
+            return origin(as_typed(kinds[0], part) for part in value)
+    elif origin is dict or isinstance(value, dict):
+        if origin is dict and isinstance(value, dict):
+            return value
+    elif hint is float and type(value) in (int, float):
+        return float(value) if isinstance(value, float) or abs(value) < 10**300 else math.inf
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    elif hint not in (bool, int, float, str, Path, types.NoneType) or type(value) is hint:
+        return value
+    raise TypeError(f"must be of the type {hint.__name__ if isinstance(hint, type) else hint}")
+
+
+def require(args: RunArgs, name: str, be: str, allowed: Callable[[Any], bool]) -> None:
+    """Raise a UsageError if a flag has a value that is not allowed."""
+    value = getattr(args, name)
+    if value is not None and not allowed(value):
+        typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UsageError(f"--{name.replace('_', '-')} {str(typed)[:200]}: must be {be}")
+
+
+def check_each(args: RunArgs) -> None:
+    """Check every flag by itself. Raises a UsageError that names the flag, its value and what is allowed."""
+    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        for must in requirements(hint):
+            require(args, name, must.be, must.test)
+
+
 def check_args(args: RunArgs) -> None:
     """Check every flag by itself and against the others.
 
     Raises:
         UsageError: naming the flag, its value and what is allowed.
     """
-
-    def require(name: str, be: str, allowed: Callable[[Any], bool]) -> None:
-        value = getattr(args, name)
-        if value is not None and not allowed(value):
-            typed = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            raise UsageError(f"--{name.replace('_', '-')} {typed}: must be {be}")
-
-    for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
-        for must in requirements(hint):
-            require(name, must.be, must.test)
-    require("buffer_size", f"at least --batch-size {args.batch_size}", lambda n: n >= args.batch_size)
-    require("buffer_size", f"at least --num-envs {args.num_envs}", lambda n: n >= args.num_envs)
-    require("export", "left out without --evaluate", lambda _: args.evaluate is not None)
-    require("target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
-    require("upload_model", "left out with --no-save-model", lambda upload: args.save_model or not upload)
+    check_each(args)
+    require(args, "buffer_size", f"at least --batch-size {args.batch_size}", lambda n: n >= args.batch_size)
+    require(args, "buffer_size", f"at least --num-envs {args.num_envs}", lambda n: n >= args.num_envs)
+    require(args, "export", "left out without --evaluate", lambda _: args.evaluate is not None)
+    require(args, "target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
+    require(args, "upload_model", "left out with --no-save-model", lambda upload: args.save_model or not upload)
     for name, packages in OPTIONAL_PACKAGES.items():
         if getattr(args, name) and not all(map(importlib.util.find_spec, packages)):
             needs = f"needs {' and '.join(packages)}, install with: pip install {' '.join(packages)}"

@@ -4,7 +4,6 @@ A checkpoint is `checkpoints/<global_step>.<SHA-256 of the file>.pt`: its name t
 The content is a dict of tensors and plain values, and "format", the number of the version of its shape.
 """
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from steadyrl.errors import UsageError
-from steadyrl.files import sync_folder, write_file
+from steadyrl.files import make_folder, new_file, sha256, sync_folder
+from steadyrl.output import say
+from steadyrl.run_folder import list_checkpoints, step_of
 
 FORMAT = 2
 
@@ -24,25 +25,9 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step at which a checkpoint was saved."""
-    return int(checkpoint.name.split(".")[0])
-
-
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint has the very bytes that were written."""
     return checkpoint.name.split(".")[1] == sha256(checkpoint)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The finished checkpoints in a folder, the newest first."""
-    return sorted(folder.glob("[0-9]*.*.pt"), key=step_of, reverse=True)
 
 
 def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep: int) -> None:
@@ -54,16 +39,11 @@ def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep:
     Raises:
         OSError: if it cannot be written; what was written of it is removed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{global_step:012d}.pt.tmp"
-    try:
-        write_file(unfinished, partial(torch.save, state | {"format": FORMAT}))
+    make_folder(folder)
+    with new_file(folder / f"{global_step:012d}.pt", partial(torch.save, state | {"format": FORMAT})) as unfinished:
         place = folder / f"{global_step:012d}.{sha256(unfinished)}.pt"
         unfinished.rename(place)
         sync_folder(folder)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
     others = [path for path in list_checkpoints(folder) if step_of(path) <= global_step and path != place]
     same_step = [path for path in others if step_of(path) == global_step and is_whole(path)]  # damaged ones are kept
     older = [path for path in others if step_of(path) < global_step]  # a newer one can only be damaged
@@ -87,7 +67,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
                 raise ValueError("it is not as it was written")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # damaged and forged files raise errors of many types
-            print(f"checkpoint {path} is damaged and skipped ({' '.join(str(error).split())[:100]})")
+            say(f"checkpoint {path} is damaged and skipped ({' '.join(str(error).split())[:100]})")
             continue
         if state.get("format", 1) > FORMAT:
             raise UsageError(f"--resume {folder.parent}: its checkpoints are of a newer version: resume it with that")

@@ -13,6 +13,7 @@ from steadyrl.arguments import RunArgs, check_args
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_replayable_env
 from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
 from steadyrl.errors import EnvError, UsageError
+from steadyrl.output import say
 from steadyrl.replay_buffer import available_memory, buffer_bytes
 from steadyrl.spaces import Spaces, changes
 
@@ -68,7 +69,7 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
     if args.capture_video:
         check_rendering(env)
     for change in changes(env.given_spaces, (obs_space, action_space)):
-        print(f"{args.env_id}: {change}")
+        say(f"{args.env_id}: {change}")
 
 
 def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
@@ -84,7 +85,7 @@ def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
             lambda rebuild: make_replayable_env(args, rebuild=rebuild, finite=True)
         )
     if replay in REPLAYS:
-        print(f"{args.env_id}: {REPLAYS[replay]}")
+        say(f"{args.env_id}: {REPLAYS[replay]}")
     plays = args.episode_replay == "auto"  # otherwise the user knows the environment
     company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"), plays)
     if company.alone and (args.num_envs > 1 or args.eval_frequency > 0):
@@ -97,7 +98,7 @@ def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
             raise UsageError(
                 f"{what} --num-envs {args.num_envs}: several of it in one process disturb each other, use --vectorization async"
             )
-        print(f"{args.env_id}: two of it in one process disturb each other, so evaluations have a process of their own")
+        say(f"{args.env_id}: two of it in one process disturb each other, so evaluations have a process of their own")
     say_when_episodes_end(args, company.ended)
     if args.vectorization == "async":
         with contextlib.closing(WorkerEnv(partial(make_replayable_env, args), spaces, args.worker_timeout)) as env:
@@ -120,12 +121,12 @@ def say_when_episodes_end(args: RunArgs, ended: bool) -> None:
                 limits.append(wrapper._max_episode_steps)
             wrapper = wrapper.env
     if not limits and not ended:
-        print(
+        say(
             f"{args.env_id}: has no time limit, an episode may never end: --max-episode-steps 1000 would give it one. "
             f"Evaluations cut an episode off after {EPISODE_LIMIT:,} steps"
         )
     if args.max_episode_steps and limits and min(limits) < args.max_episode_steps:
-        print(f"{args.env_id}: has a time limit of its own, {min(limits)}, below --max-episode-steps {args.max_episode_steps}")
+        say(f"{args.env_id}: has a time limit of its own, {min(limits)}, below --max-episode-steps {args.max_episode_steps}")
 
 
 def without_nonsense(env_id: str, error: gym.error.Error) -> str:

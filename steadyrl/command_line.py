@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 import signal
 import sys
@@ -22,15 +21,10 @@ from steadyrl.errors import Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
 from steadyrl.hub import check_upload, upload
 from steadyrl.models import saved_models
+from steadyrl.output import guard, report
 from steadyrl.policies import export_onnx
-from steadyrl.record import load_args
+from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
 from steadyrl.signals import raise_interrupt
-
-# What `--evaluate` and `--resume` take on top of the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
-RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
-RESUME_MAY_CHANGE |= {"final_episodes", "track", "capture_video", "num_threads", "accelerate"}
-RESUME_MAY_CHANGE |= {"output", "upload_model", "hf_entity"}
 
 
 def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> A:
@@ -40,7 +34,7 @@ def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: P
         UsageError: for a change that would make it another run, with the saved and the requested value.
     """
     try:
-        saved = load_args(run_dir, args_class)
+        saved = load_args(run_dir, args_class, env_id=parse_args(args_class, argv, args_class()).env_id)
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
     if flag == "--evaluate":
@@ -100,11 +94,9 @@ class Script:
 
     def __call__(self) -> None:
         """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(line_buffering=True)  # so that `> log` can be followed
+        guard()
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, raise_interrupt)
-        sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
         warnings.showwarning = show_once(warnings.showwarning)
         warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default: CleanRL's results are of it
         warnings.filterwarnings("ignore", ".*31mERROR: ")  # in red, by Gymnasium, of a worker: a line of ours says it
@@ -113,6 +105,9 @@ class Script:
             args = parse_args(self.args_class, sys.argv[1:], self.args_class())
             if args.evaluate and args.resume:
                 raise UsageError(f"--evaluate {args.evaluate}: must be left out with --resume {args.resume}")
+            saved = args.evaluate or args.resume
+            if not (saved and Path.cwd().is_relative_to(saved.resolve())):  # a folder from elsewhere must not bring modules
+                sys.path.append(os.getcwd())  # where the module of --env-id module:EnvId may be
             if args.evaluate:
                 args = parse_saved_args(self.args_class, sys.argv[1:], "--evaluate", args.evaluate, EVALUATE_MAY_CHANGE)
             elif args.resume:
@@ -126,14 +121,11 @@ class Script:
                 run_dir = self.train(args)
             if args.upload_model:
                 upload(args, self.agent_class.__name__, run_dir)
-        except BrokenPipeError:  # the reader of our output left, as in `--help | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
-            sys.exit(1)
         except Stopped as stop:
             sys.exit(128 + stop.args[0])
         except KeyboardInterrupt:  # before a training begins, in an evaluation of a saved run, or in an upload
             sys.exit(128 + signal.SIGINT)
         except (UsageError, TrainingError, UploadError) as error:
             sys.unraisablehook = lambda _: None  # a renderer that failed to open prints another error when it is deleted
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
+            report(error)
             sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -4,7 +4,7 @@
     python -m steadyrl.compare plain="runs/*plain*" strong="runs/*strong*" --baseline plain -o comparison
 
 It reads this repository's run folders (args.json, evaluations.csv) and the TensorBoard folders of CleanRL and of
-stable-baselines3, and writes comparison.png, comparison.pdf and comparison.md. It needs no other file of this repository.
+stable-baselines3, and writes comparison.png, comparison.pdf and comparison.md.
 
 - Score of a run: the mean of its last five evaluations, never its best one.
 - Interquartile mean (IQM): the mean without the lowest and the highest quarter of the scores, rounded down.
@@ -31,6 +31,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 from scipy import stats  # type: ignore[import-untyped]  # its types are a package of their own, scipy-stubs
+
+from steadyrl.errors import UsageError
+from steadyrl.output import guard, report, show
+from steadyrl.run_folder import final_result
 
 LAST = 5  # evaluations in a run's score
 BINS = 20  # points, about, that the training returns of a run become
@@ -74,10 +78,6 @@ READING = f"""\
 """
 
 
-class UsageError(Exception):
-    """Something the user can put right: one line on stderr, status 2."""
-
-
 @dataclass
 class Args:
     """Compare runs over seeds and tasks: learning curves, table, performance profile, probability of improvement."""
@@ -105,6 +105,7 @@ class Run(NamedTuple):
     group: str  # empty until `name_groups`, if the user has not named it
     settings: dict[str, str]  # at least env_id, exp_name and seed
     training: bool  # whether the returns are those of training episodes
+    finished: bool  # as far as the folder tells
     steps: np.ndarray  # (E,) environment steps, ascending
     returns: np.ndarray  # (E,)
 
@@ -152,54 +153,75 @@ def bin_returns(steps: np.ndarray, returns: np.ndarray) -> tuple[np.ndarray, np.
     return np.minimum(ends, steps[-1]), np.bincount(numbers, returns) / np.bincount(numbers)
 
 
-def read_events(folder: Path) -> tuple[dict[str, str], bool, np.ndarray]:
+def read_events(folder: Path, notes: list[str]) -> tuple[dict[str, str], bool, np.ndarray]:
     """The settings, whether the returns are those of training, and (E, 2) steps and returns of a TensorBoard folder.
+
+    Where a run was started again, a later file begins at an earlier step. What the earlier files have from there on was given
+    up, and is left out.
 
     Raises:
         ValueError: if it holds no returns.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util.tensor_util import make_ndarray
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    settings = {}
-    if "hyperparameters/text_summary" in events.Tags()["tensors"]:  # CleanRL's table of its flags
-        text = events.Tensors("hyperparameters/text_summary")[0].tensor_proto.string_val[0].decode()
-        settings = dict(re.findall(r"^\|(\w+)\|(.*)\|$", text, re.MULTILINE)[1:])  # without its header
-    tag = next((tag for tag in TAGS if tag in events.Tags()["scalars"]), None)
+    settings: dict[str, str] = {}
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for file in sorted(folder.glob("*tfevents*")):  # TensorBoard's order: the names begin with the second
+        begun = set()
+        for event in EventFileLoader(str(file)).Load():
+            if event.session_log.status == event.session_log.START and event.HasField("session_log"):
+                points |= {tag: [point for point in old if point[0] < event.step] for tag, old in points.items()}
+            for value in event.summary.value:
+                if value.tag == "hyperparameters/text_summary" and not settings:  # CleanRL's table of its flags
+                    text = value.tensor.string_val[0].decode()
+                    settings = dict(re.findall(r"^\|(\w+)\|(.*)\|$", text, re.MULTILINE)[1:])  # without its header
+                if value.tag not in TAGS:
+                    continue
+                kept = [point for point in points[value.tag] if value.tag in begun or point[0] < event.step]
+                if len(kept) < len(points[value.tag]):
+                    given_up = len(points[value.tag]) - len(kept)
+                    notes.append(f"{folder}: was started again at step {event.step:,}; {given_up} later returns were given up.")
+                begun.add(value.tag)
+                points[value.tag] = [*kept, (event.step, float(make_ndarray(value.tensor)))]
+    tag = next((tag for tag in TAGS if points[tag]), None)
     if tag is None:
         raise ValueError(f"neither evaluations.csv nor TensorBoard events of {', '.join(TAGS)}")
-    return settings, TAGS[tag], np.array([(event.step, event.value) for event in events.Scalars(tag)])
+    return settings, TAGS[tag], np.array(points[tag])
 
 
-def read_run(folder: Path, group: str | None, task: str | None) -> Run:
+def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]) -> Run:
     """Read a run folder of this repository, of CleanRL or of stable-baselines3.
 
     Args:
         folder: the run folder
         group: the name that the user gave to its group
         task: its environment, if the folder does not say it
+        notes: what is to be said about it is added
 
     Raises:
         UsageError: if the folder is damaged, holds no returns, or does not say its environment.
     """
     settings: dict[str, str] = {}
-    points, training = np.empty((0, 2)), False
+    points, training, finished = np.empty((0, 2)), False, True
     try:
         if (folder / "args.json").exists():
             recorded = json.loads((folder / "args.json").read_text())["args"]
             settings = {flag: str(value) for flag, value in recorded.items()}
+            float(settings.get("target_return", "None").replace("None", "inf"))
+            finished = "total_timesteps" not in recorded or final_result(folder, recorded) is not None
         if (folder / "evaluations.csv").exists():
             with open(folder / "evaluations.csv", newline="") as file:
                 points = np.array([(float(row["global_step"]), float(row["mean"])) for row in csv.DictReader(file)])
         if not len(points):
-            summary, training, points = read_events(folder)
+            summary, training, points = read_events(folder, notes)
             settings = settings or summary
         steps, returns = points[np.argsort(points[:, 0], kind="stable")].T
+        if not np.isfinite([steps, returns]).all() or not (steps[0] >= 0 and steps[-1] < 2**53):
+            raise ValueError("a step or a return is not a usual number")
         if training:
             steps, returns = bin_returns(steps, returns)
-        if not np.isfinite([steps, returns]).all():
-            raise ValueError("a return is not finite")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:  # of damaged CSV, JSON or protocol buffers: many types
         raise UsageError(f"{folder}: damaged, or no run folder: {error}") from error
 
     path = folder.resolve()
@@ -211,7 +233,7 @@ def read_run(folder: Path, group: str | None, task: str | None) -> Run:
         names = {"env_id": env_ids[-1], "exp_name": re.sub(r"_\d+$", "", path.name), "seed": str(path)}
     if not (names | settings)["env_id"]:
         raise UsageError(f"{folder}: does not say its environment, name it with --task")
-    return Run(folder, group or "", names | settings, training, steps, returns)
+    return Run(folder, group or "", names | settings, training, finished, steps, returns)
 
 
 def name_groups(runs: Sequence[Run], notes: list[str]) -> list[Run]:
@@ -271,6 +293,8 @@ def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
         curves[run.group].append(np.where(after, score, curve))
         scores[run.group].append(score)
         stopped += after.any()
+    if unfinished := [run for run in runs if not run.finished]:
+        notes.append(f"{task}: {len(unfinished)} of the runs are not finished, as {unfinished[0].folder}.")
     if stopped:
         notes.append(f"{task}: {stopped} of the runs stopped early at their target; their curves stay at their scores.")
     if max(run.steps[-1] for run in runs) > end + tolerance:
@@ -397,7 +421,13 @@ def make_table(
                 better = "{:.2f} [{:.2f}, {:.2f}]".format(*estimate([*scores, *others], probability_of_improvement))
             rows.append([title, group, str(len(every)), steps, spread, value, better])
     columns = 7 if any(task.scores.keys() != {baseline} for task in tasks.values()) else 6
-    return "\n".join(f"| {' | '.join(row[:columns])} |" for row in rows).replace(" [nan, nan]", "")
+    lines = [" | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in row[:columns]) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines).replace(" [nan, nan]", "")
+
+
+def plain(text: str) -> str:
+    """A text as matplotlib draws it: without mathematics between dollars."""
+    return text.replace("$", r"\$")
 
 
 def draw(panels: Sequence[Panel], labels: dict[str, str], caption: str, files: Sequence[Path]) -> None:
@@ -417,7 +447,7 @@ def draw(panels: Sequence[Panel], labels: dict[str, str], caption: str, files: S
     rows = -(-len(panels) // columns)
     width = 3.4 if columns == 1 else 7.0  # inches: a column or the whole width of a page
     caption = textwrap.fill(caption, int(18 * width))
-    legend = [textwrap.fill(label, 50) for label in labels.values()]
+    legend = [plain(textwrap.fill(label, 50)) for label in labels.values()]
     height = 2.1 * rows + 0.15 * (sum(label.count("\n") + 1 for label in legend) + caption.count("\n") + 1)
     with matplotlib.rc_context({"font.size": 8, "axes.titlesize": 8, "lines.linewidth": 1.2, "pdf.fonttype": 42}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -435,7 +465,7 @@ def draw(panels: Sequence[Panel], labels: dict[str, str], caption: str, files: S
             elif panel.xlabel == STEPS:
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
                 axes.locator_params(axis="x", nbins=5)
-            axes.set(title=panel.title, xlabel=textwrap.fill(panel.xlabel, 36), ylabel=panel.ylabel)
+            axes.set(title=plain(panel.title), xlabel=plain(textwrap.fill(panel.xlabel, 36)), ylabel=panel.ylabel)
             axes.grid(alpha=0.3, linewidth=0.5)
         for axes in list(all_axes):  # what the panels left of the iterator
             axes.remove()
@@ -461,7 +491,7 @@ def compare(args: Args) -> None:
         if not 0 < high - low < np.inf:
             raise UsageError(f"--range {task} {low} {high}: must be two returns, the lower one first")
     notes: list[str] = []
-    runs = name_groups([read_run(folder, name, args.task) for folder, name in find_folders(args.runs).items()], notes)
+    runs = name_groups([read_run(*found, args.task, notes) for found in find_folders(args.runs).items()], notes)
     groups = list(dict.fromkeys(run.group for run in runs))
     baseline = args.baseline or groups[0]
     if baseline not in groups:
@@ -481,15 +511,16 @@ def compare(args: Args) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     draw(panels, labels, f"{name.capitalize()} with 95% stratified bootstrap intervals over runs; {COVERAGE}.", files[:2])
     files[2].write_text(text)
-    print(f"{text}wrote {', '.join(map(str, files))}")
+    show(f"{text}wrote {', '.join(map(str, files))}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the runs that the command line names; returns the exit status."""
+    guard()
     try:
         compare(tyro.cli(Args, args=arguments))
     except (UsageError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        report(error)
         return 2
     return 0
 

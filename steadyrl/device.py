@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from steadyrl.arguments import RunArgs
+from steadyrl.output import say
 
 
 def set_up_device(args: RunArgs) -> torch.device:
@@ -18,7 +19,7 @@ def set_up_device(args: RunArgs) -> torch.device:
     # Filling new memory costs time, and all memory is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is an attribute of the module
     if args.cuda and not torch.cuda.is_available():
-        print("no CUDA device found, using the CPU")
+        say("no CUDA device found, using the CPU")
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 

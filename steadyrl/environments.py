@@ -22,7 +22,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from steadyrl.arguments import RunArgs
 from steadyrl.episodes import ReplayableEnv, TrainingEnvs
-from steadyrl.errors import EnvError, TrainingError
+from steadyrl.errors import EnvError, TrainingError, in_one_line
+from steadyrl.output import guard, say
 from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals
 from steadyrl.spaces import Spaces, flatten_actions, flatten_observations
 
@@ -51,9 +52,18 @@ def make_env(
     env = make_replayable_env(args, index, render_mode or ("rgb_array" if video_folder else None), rebuild, finite)
     if video_folder is None:
         return env
-    return gym.wrappers.RecordVideo(
-        env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name
-    )
+    return FilmedEnv(env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name)
+
+
+class FilmedEnv(gym.wrappers.RecordVideo):
+    """Films episodes. A film that cannot be written (frames of another size, a full disk) is a warning."""
+
+    def stop_recording(self) -> None:
+        try:
+            super().stop_recording()
+        except Exception as error:  # of NumPy, moviepy, ffmpeg or the system: many types
+            say(f"warning: {self._video_name}.mp4 could not be written ({in_one_line(error)[:200]})")
+            self.recorded_frames, self.recording, self._video_name = [], False, None
 
 
 def make_replayable_env(
@@ -262,6 +272,7 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
     if parent is None:
         return env_fn() if spaces is None else SpacesOf(spaces)
     ignore_signals()  # Ctrl-C and schedulers signal the whole process group
+    guard()  # what the environment prints may have no reader
 
     def exit_with_parent() -> None:
         parent.join()

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
-from tqdm import tqdm
 
 from steadyrl.errors import EnvError, UsageError, in_one_line
+from steadyrl.output import say
 from steadyrl.signals import Interrupt
 from steadyrl.spaces import Misfit, Spaces, flag_of, observation_of, reward_of
 
@@ -266,7 +266,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             self.observations[cut_off] = fresh_observations[cut_off]
             self.start_episodes(np.flatnonzero(cut_off), infos)
             for index in np.flatnonzero(cut_off):
-                tqdm.write(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
+                say(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
         self.action_space.np_random.bit_generator.state = self.sampler = state["action_space"]
 
 

@@ -1,23 +1,23 @@
 """Greedy evaluation and the over-estimation monitor."""
 
 import datetime
-import json
 import math
+import re
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from tqdm import tqdm
 
 from steadyrl.agent import Agent
 from steadyrl.arguments import RunArgs
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_env
-from steadyrl.errors import EnvError, Stopped, TrainingError
-from steadyrl.files import shown, unused, write_json
+from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError
+from steadyrl.files import shown, take_name, write_json
 from steadyrl.models import load_model, saved_models
+from steadyrl.output import say
 from steadyrl.record import versions
 from steadyrl.signals import Signals
 
@@ -91,7 +91,7 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
                 if signals.stop:
                     raise Stopped(signals.stop)
             if len(rewards) == EPISODE_LIMIT:
-                tqdm.write(f"evaluation: episode {episode} is cut off after {EPISODE_LIMIT:,} steps")
+                say(f"evaluation: episode {episode} is cut off after {EPISODE_LIMIT:,} steps")
                 break
             obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
             visited.append(obs)
@@ -112,29 +112,33 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
     return Evaluation(np.array(returns), np.array(lengths), float(np.mean(q_errors)))
 
 
-def results_of(folder: Path) -> list[dict[str, Any]]:
-    """The final evaluations that a run folder holds, the first one first."""
-    paths = sorted(folder.glob("evaluation*.json"), key=lambda path: int(path.stem.partition("-")[2] or 1))
-    return [json.loads(path.read_text()) for path in paths]
-
-
 def final_evaluation(
     agent: Agent, args: RunArgs, folder: Path, global_step: int | None = None, signals: Signals | None = None
 ) -> Evaluation:
     """Evaluate the run's best model (its latest if none was kept) on fresh starts, print the result and write it to the folder.
 
     Args:
-        global_step: the run's last step, if this ends a training.
+        global_step: the run's last step, if this ends a training. The result is then evaluation.json; an older one is renamed.
 
     Raises:
         Stopped: if a signal asked for a stop; nothing is written then.
+        TrainingError: if the result cannot be written; it is printed all the same.
     """
     models = saved_models(folder)
     if models:
         load_model(agent, models[0])
-    place = unused(folder / "evaluation.json")  # a result is never overwritten
     video_folder = Path(args.output, "videos", folder.name).absolute() if args.capture_video else None
-    evaluation = evaluate(agent, args, args.final_episodes, FINAL_EVALUATION_SEED, video_folder, place.stem, signals)
+    try:
+        place = folder / "evaluation.json" if global_step is not None else take_name(folder / "evaluate.json")
+    except OSError as error:
+        raise UsageError(f"--evaluate {folder}: no result can be written to it ({error.strerror})") from error
+    name = f"{place.stem}-{global_step}" if global_step is not None and place.exists() else place.stem  # of no other film
+    try:
+        evaluation = evaluate(agent, args, args.final_episodes, FINAL_EVALUATION_SEED, video_folder, name, signals)
+    except BaseException:
+        if global_step is None:
+            place.unlink()
+        raise
     mean, std = evaluation.returns.mean(), evaluation.returns.std()
     result = {
         "env_id": args.env_id,
@@ -148,12 +152,24 @@ def final_evaluation(
         "model": models[0].name if models else None,
         "global_step": global_step,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
+        "versions": versions(args.env_id),
     }
-    write_json(place, result)
-    tqdm.write(
+    what = (
         f"final evaluation: {mean:.1f} +- {std:.1f} over {args.final_episodes} episodes of {args.env_id} "
-        f"({models[0].name if models else 'latest networks'}), written to {shown(place)}"
-        + (f", filmed in {shown(video_folder)}" if video_folder else "")
+        f"({models[0].name if models else 'latest networks'})"
     )
+    try:
+        if global_step is not None:
+            keep_result(place)
+        write_json(place, result)
+    except OSError as error:
+        raise TrainingError(f"{what}, but {shown(place)} could not be written: {error.strerror}") from error
+    say(f"{what}, written to {shown(place)}" + (f", filmed in {shown(video_folder)}" if video_folder else ""))
     return evaluation
+
+
+def keep_result(place: Path) -> None:
+    """Rename an earlier result, of a training that was then made longer: its step goes into its name."""
+    if place.exists():
+        step = re.search(r'"global_step": (\d+)', place.read_text())
+        place.replace(take_name(place.with_stem(f"evaluation-{step[1] if step else 0}")))

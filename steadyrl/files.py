@@ -1,39 +1,97 @@
-"""Writing files: complete or not at all, and what happens when the disk is full."""
+"""Writing files: complete or not at all, under names that only this writer has, and what happens when the disk is full."""
 
+import contextlib
 import csv
+import errno
+import hashlib
 import io
 import itertools
 import json
 import os
-from collections import defaultdict
-from collections.abc import Callable
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
+from steadyrl.output import say
 
-from steadyrl.errors import TrainingError
+WARNING_INTERVAL = 60.0  # seconds between two warnings about one file
+UNFINISHED = re.compile(r".+\.[0-9a-f]{16}\.tmp")  # a file that is being written, or whose writer was killed
 
-WRITE_ATTEMPTS = 3  # writes of one file that may fail in a row (a full disk) before the run stops
+
+class Writer(io.FileIO):
+    """A new file, which remembers why it could not be written: torch raises a RuntimeError of its own in that case."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]  # IO's promises less
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a new file, then flush it to the disk."""
-    with open(path, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def new_file(path: Path, write: Callable[[BinaryIO], Any]) -> Iterator[Path]:
+    """Let `write` fill a new file beside `path` and flush it to the disk. Inside, it can be renamed; what is left is removed.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        raw = Writer(unfinished, "xb")  # a new name, and never through a link
+        try:
+            with io.BufferedWriter(raw) as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        except Exception as error:
+            if raw.error is not None:
+                raise raw.error from error
+            raise
+        yield unfinished
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a new file that replaces `path` when it is complete and on the disk; an error changes nothing."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    try:
-        write_file(unfinished, write)
+    """Let `write` fill a new file that replaces `path` when it is complete and on the disk; an error changes nothing.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with new_file(path, write) as unfinished:
         unfinished.replace(path)
+        sync_folder(path.parent)
+
+
+def take_name(path: Path) -> Path:
+    """Make an empty file under a name that nothing has: this one or <stem>-2, <stem>-3 and so on. Nobody else gets it too."""
+    for number in itertools.count(1):
+        with contextlib.suppress(FileExistsError):
+            place = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
+            place.open("xb").close()
+            break
+    return place
+
+
+def write_new(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
+    """Let `write` fill a file with the name that `take_name` gives it.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    place = take_name(path)
+    try:
+        replace_file(place, write)
     except BaseException:
-        unfinished.unlink(missing_ok=True)
+        place.unlink()
         raise
+    return place
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -50,16 +108,34 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     replace_file(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a process left in a run's folder that was killed while it wrote a file."""
-    for path in (*folder.glob("*.*.tmp"), *folder.glob("checkpoints/*.*.tmp")):
-        path.unlink()
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def unused(path: Path) -> Path:
-    """A path that does not exist: this one or, with a number before its suffix, <stem>-2, <stem>-3 and so on."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([path], numbered) if not path.exists())
+def sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk, so that a new name in it survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are missing; they survive a power cut.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def shown(path: Path) -> Path:
@@ -67,36 +143,24 @@ def shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk, so that a rename in it survives a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class WriteOrWarn:
-    """Calls functions that write files. If one fails, it prints a warning; the third time in a row for a file, it raises.
+    """Calls functions that write files. If one fails, it prints a warning, once a minute for each file.
 
     Returns:
         whether it was written.
-
-    Raises:
-        TrainingError: at that third time.
     """
 
     def __init__(self) -> None:
-        self.failures: dict[Path, int] = defaultdict(int)
+        self.warned: dict[Path, float] = {}
+        self.reason = ""  # of the last failure
 
     def __call__(self, path: Path, write: Callable, *values: Any) -> bool:
         try:
             write(*values)
-            self.failures[path] = 0
             return True
         except OSError as error:
-            self.failures[path] += 1
-            tqdm.write(f"warning: {shown(path)} could not be written ({error.strerror or error})")
-            if self.failures[path] == WRITE_ATTEMPTS:
-                raise TrainingError(f"{shown(path)} could not be written {WRITE_ATTEMPTS} times in a row: {error}") from error
+            now, self.reason = time.monotonic(), error.strerror or str(error)
+            if now >= self.warned.get(path, -WARNING_INTERVAL) + WARNING_INTERVAL:
+                self.warned[path] = now
+                say(f"warning: {shown(path)} could not be written ({self.reason})")
             return False

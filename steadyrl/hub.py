@@ -15,16 +15,21 @@ import torch
 
 from steadyrl.arguments import RunArgs, check_args, script_name
 from steadyrl.errors import UploadError, UsageError, in_one_line
-from steadyrl.evaluation import results_of
 from steadyrl.family import SCRIPTS
 from steadyrl.models import saved_models
+from steadyrl.output import say
 from steadyrl.record import load_record, pins
+from steadyrl.run_folder import MODEL, RESULTS, ours, results_of
 
-# Of a run's folder; its checkpoints stay at home.
-UPLOADED = ("args.json", "*.pt", "*.onnx", "evaluation*.json", "evaluations.csv", "events.out.tfevents.*")
+# Of a run's folder: regular files of these names. Its checkpoints stay at home, and so does what a user keeps there.
+UPLOADED = re.compile(
+    rf"{MODEL.pattern}|(best_)?model(-\d+)?\.onnx|{RESULTS.pattern}|evaluate(-\d+)?\.json|events\.out\.tfevents\.[\w.-]+"
+)
+REPLACED = ("args.json", "*.pt", "*.onnx", "evaluat*.json", "evaluations.csv", "events.out.tfevents.*")  # of an earlier upload
 CODE = ("*.py", "*.toml", "py.typed")  # of this package: a downloaded folder can thus evaluate its own model
 NOT_IN_COMMAND = {"resume", "evaluate", "export", "output", "upload_model", "hf_entity"}
 NOT_IN_COMMAND |= {"track", "wandb_project_name", "wandb_entity"}  # they tell where a run went, not what it is
+PRIVATE = ("output", "hf_entity", "wandb_project_name", "wandb_entity")  # a folder, and names, of this user
 
 
 def repo_id_of(args: RunArgs) -> str:
@@ -145,9 +150,11 @@ def build_folder(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str, fo
     """Fill an empty folder with what is uploaded: the run, its model as safetensors too, a video, the code, a model card."""
     from safetensors.torch import save
 
-    for pattern in UPLOADED:
-        for path in run_dir.glob(pattern):
-            shutil.copy(path, folder)
+    for path in (path for path in ours(run_dir, UPLOADED) if not path.is_symlink()):  # a link may lead anywhere
+        shutil.copy(path, folder)
+    record = load_record(run_dir)
+    public = {name: value for name, value in record["args"].items() if name not in PRIVATE}
+    (folder / "args.json").write_text(json.dumps(record | {"args": public}, indent=2) + "\n")
     model = saved_models(run_dir)[0]
     networks = torch.load(model, map_location="cpu", weights_only=True)
     tensors = {f"{name}.{key}": value for name, network in networks.items() for key, value in network.items()}
@@ -155,7 +162,7 @@ def build_folder(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str, fo
     places = {Path(args.output).resolve(), run_dir.resolve().parent.parent}
     videos = [path for place in places for path in (place / "videos" / run_dir.resolve().name).glob("*.mp4")]
     if videos:  # the latest of an evaluation, or of training if there is none
-        latest = max(videos, key=lambda path: (path.name.startswith("evaluation"), path.stat().st_mtime))
+        latest = max(videos, key=lambda path: (path.name.startswith("evaluat"), path.stat().st_mtime))
         shutil.copy(latest, folder / "replay.mp4")
     shutil.copy(inspect.getfile(type(args)), folder)
     package = Path(__file__).parent
@@ -184,7 +191,7 @@ def upload(args: RunArgs, agent_name: str, run_dir: Path) -> None:
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=f"Upload {run_dir.resolve().name}",
-                delete_patterns=[*UPLOADED, "*.safetensors", "replay.mp4"],
+                delete_patterns=[*REPLACED, "*.safetensors", "replay.mp4"],
             )
     except Exception as error:  # no network, no permission, a full disk: many types
         again = ["python", sys.argv[0], "--evaluate", str(run_dir), "--upload-model"]
@@ -192,4 +199,4 @@ def upload(args: RunArgs, agent_name: str, run_dir: Path) -> None:
         raise UploadError(
             f"{run_dir} is whole but was not uploaded ({in_one_line(error)}), to try again: {shlex.join(again)}"
         ) from error
-    print(f"{run_dir} is uploaded: {commit.commit_url}")
+    say(f"{run_dir} is uploaded: {commit.commit_url}")

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import itertools
+import math
+import os
 import shutil
 import threading
 import time
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,8 @@ from tqdm import tqdm
 
 from steadyrl.arguments import RunArgs
 from steadyrl.errors import UsageError
-from steadyrl.files import WriteOrWarn
+from steadyrl.files import WARNING_INTERVAL, WriteOrWarn, sync_folder
+from steadyrl.output import say
 
 SILENCE = 60.0  # seconds between two lines where no progress bar is shown
 
@@ -85,7 +88,7 @@ class Log:
             speed, total = (global_step - self.line_step) / (now - self.line_time), self.args.total_timesteps
             left = tqdm.format_interval((total - global_step) / speed)
             last = self.status["return"]
-            print(f"step {global_step:,} of {total:,}, {speed:.0f} steps/s, last return {last}, {left} left")
+            say(f"step {global_step:,} of {total:,}, {speed:.0f} steps/s, last return {last}, {left} left")
             self.line_step, self.line_time = global_step, now
 
     def row(self, global_step: int, losses: dict[str, float]) -> None:
@@ -107,7 +110,7 @@ class Log:
         }
         for name, value in scalars.items() if step != self.evaluation_before else ():
             self.writer.add_scalar(f"eval/{name}", value, step)
-        tqdm.write(
+        say(
             f"step {step}: evaluation {mean:.1f} +- {std:.1f} over {episodes} episodes "
             f"of mean length {row['length']:.0f}, q_bias {row['q_bias']:+.2f}"
         )
@@ -115,27 +118,29 @@ class Log:
 
 
 class EventWriter(SummaryWriter):
-    """TensorBoard's writer, except that it survives a full disk: it warns, and goes on with a new file.
+    """TensorBoard's writer. It opens its file at the first event, and survives a full disk: it warns, and goes on with a new
+    file as soon as it can.
 
     Args:
         folder: the run's folder.
-        global_step: TensorBoard shall ignore events after this step: a process that was killed may have left some.
-        write_or_warn: counts the failures.
+        global_step: TensorBoard is to ignore events after this step: a process that was killed may have left some.
+        write_or_warn: warns.
     """
 
     def __init__(self, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
-        self.write_or_warn = write_or_warn
+        self.write_or_warn, self.again = write_or_warn, math.inf  # the time before which nothing is written
         # When TensorBoard's thread cannot write, it raises the error twice: as an exception of the thread, which would
         # print a traceback, and in the main thread, where we handle it.
         self.excepthook = threading.excepthook
         threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or self.excepthook(failure)
         # TensorBoard respects the purge step of a later file only if the first file of the folder had one too.
         super().__init__(folder, purge_step=global_step + 1)
+        self.again = 0.0
 
     def _get_file_writer(self) -> Any:
         """Open a file if none is open. TensorBoard reads the files of a folder in the order of their names, which begin with
         the second of the clock: this one gets a later second than all others, whatever the clock says."""
-        if self.file_writer is None:
+        if self.file_writer is None and self.again < math.inf:
             seconds = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
             last = max((int(second) for second in seconds if second.isdigit()), default=0)
             times = itertools.chain([max(time.time(), last + 1)], iter(time.time, None))  # TensorBoard's first call names it
@@ -144,14 +149,34 @@ class EventWriter(SummaryWriter):
         return self.file_writer
 
     def add_scalar(self, tag: str, value: float, global_step: int) -> None:  # type: ignore[override]  # its others are not used
-        self.write_or_warn(Path(self.log_dir, "events.out.tfevents"), self._add_scalar, tag, value, global_step)
+        self.attempt(super().add_scalar, tag, value, global_step)
 
-    def _add_scalar(self, *event: Any) -> None:
-        try:
-            super().add_scalar(*event)
-        except OSError:
-            self.file_writer = self.all_writers = self.purge_step = None  # the next event opens a new file
-            raise
+    def add_text(self, tag: str, text: str) -> None:  # type: ignore[override]
+        self.attempt(super().add_text, tag, text)
+
+    def sync(self) -> None:
+        """Flush what was logged to the disk: what a later checkpoint belongs to must not be lost in a power cut."""
+        if self.file_writer is not None:
+            self.attempt(self._sync, self.file_writer.event_writer._file_name)
+
+    def _sync(self, name: str) -> None:
+        self.flush()
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(Path(self.log_dir))
+
+    def attempt(self, write: Callable, *values: Any) -> None:
+        """Write what is to be logged. After a failure it is the next one that opens a new file."""
+        if time.perf_counter() < self.again:
+            return
+        was_open = self.file_writer is not None
+        if not self.write_or_warn(Path(self.log_dir, "events.out.tfevents"), write, *values):
+            self.file_writer = self.all_writers = self.purge_step = None
+            if not was_open:  # the disk is still full
+                self.again = time.perf_counter() + WARNING_INTERVAL
+                for path in Path(self.log_dir).glob("events.out.tfevents.*"):
+                    if path.stat().st_size == 0:
+                        path.unlink()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -1,7 +1,9 @@
 """Saved models: a run's networks, written whole or not at all, and read without running code."""
 
+import copy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,27 +11,46 @@ from steadyrl.agent import Agent
 from steadyrl.errors import TrainingError, UsageError
 from steadyrl.files import replace_file
 
+Weights = dict[str, dict[str, Any]]  # the state of each network, by its name
+
 
 def saved_models(folder: Path) -> list[Path]:
     """The models in a run folder, the best before the latest."""
     return [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
 
 
-def check_weights(agent: Agent) -> None:
-    """Raise a TrainingError if a weight is not finite, before anything good is overwritten."""
+def not_finite(agent: Agent) -> str | None:
+    """The name of a network with a weight that is not finite, if there is one."""
     for name, network in agent.networks.items():
         if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
-            raise TrainingError(f"the weights of {name} are not finite: the models saved before are kept")
+            return name
+    return None
+
+
+def check_weights(agent: Agent) -> None:
+    """Raise a TrainingError if a weight is not finite, before anything good is overwritten."""
+    if name := not_finite(agent):
+        raise TrainingError(f"the weights of {name} are not finite: the models saved before are kept")
+
+
+def weights_of(agent: Agent) -> Weights:
+    """A copy of the weights of all networks.
+
+    Raises:
+        TrainingError: if one is not finite.
+    """
+    check_weights(agent)
+    return {name: copy.deepcopy(network.state_dict()) for name, network in agent.networks.items()}
+
+
+def save_weights(weights: Weights, path: Path) -> None:
+    """Write a model so that a reader finds the old file or the whole new one, never a part."""
+    replace_file(path, partial(torch.save, weights))
 
 
 def save_model(agent: Agent, path: Path) -> None:
-    """Write the networks so that a reader finds the old file or the whole new one, never a part.
-
-    Raises:
-        TrainingError: if a weight is not finite; the file stays as it was.
-    """
-    check_weights(agent)
-    replace_file(path, partial(torch.save, {name: network.state_dict() for name, network in agent.networks.items()}))
+    """Write an agent's model. Raises a TrainingError if a weight is not finite; the file stays as it was."""
+    save_weights(weights_of(agent), path)
 
 
 def load_model(agent: Agent, path: Path) -> None:
@@ -46,3 +67,5 @@ def load_model(agent: Agent, path: Path) -> None:
     except Exception as error:  # zip, pickle, key and shape errors, depending on where the damage is
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{path}: not a whole model of this environment and network size ({reason})") from error
+    if weights := not_finite(agent):
+        raise UsageError(f"{path}: must hold finite weights, those of {weights} are not")

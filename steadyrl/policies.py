@@ -14,8 +14,9 @@ from steadyrl.agent import Agent
 from steadyrl.environments import make_replayable_env
 from steadyrl.errors import UsageError
 from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
-from steadyrl.files import replace_file, unused
+from steadyrl.files import shown, write_new
 from steadyrl.models import load_model, saved_models
+from steadyrl.output import say
 from steadyrl.record import load_args, load_record
 
 
@@ -101,9 +102,9 @@ def export_onnx(agent: Agent, env: gym.Env, model: Path) -> Path:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    place, content = unused(model.with_suffix(".onnx")), program.model_proto.SerializeToString()
-    replace_file(place, lambda file: file.write(content))
-    print(f"{model.name} is exported to {place}")
+    content = program.model_proto.SerializeToString()
+    place = write_new(model.with_suffix(".onnx"), lambda file: file.write(content))
+    say(f"{model.name} is exported to {shown(place)}")
     return place
 
 

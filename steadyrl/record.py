@@ -1,25 +1,40 @@
 """The record of a run, args.json: what made it, written at its start and read back by whoever takes the run up."""
 
 import dataclasses
+import hashlib
+import inspect
+import itertools
 import json
 import platform
-from collections.abc import Callable
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import gymnasium as gym
 import torch
 
-from steadyrl.arguments import A, RunArgs, script_name
+from steadyrl.arguments import A, RunArgs, as_typed, check_each, script_name
 from steadyrl.errors import UsageError
 from steadyrl.family import is_harmless, removed
+from steadyrl.files import sha256, write_new
+from steadyrl.output import say
+from steadyrl.run_folder import ours
 
 # What the scripts need, by the names of the distributions.
 DEPENDENCIES = (
     *("torch", "gymnasium[mujoco]", "mujoco", "numpy", "tyro", "tensorboard", "stable-baselines3", "tqdm", "psutil"),
     *("filelock", "moviepy"),
 )
+# What `--evaluate` and `--resume` take on top of the saved arguments. Anything else would make it another run.
+EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
+RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
+RESUME_MAY_CHANGE |= {"final_episodes", "track", "capture_video", "num_threads", "accelerate"}
+RESUME_MAY_CHANGE |= {"output", "upload_model", "hf_entity"}
 
 
 def pins() -> list[str]:
@@ -28,21 +43,85 @@ def pins() -> list[str]:
 
 
 @cache  # importlib.metadata reads files anew each time
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
+def versions(env_id: str) -> dict[str, str]:
+    """The versions that a result depends on: of packages, and of the environment, which was made before.
+
+    An environment that no package has brought is known by the hash of the file that it is defined in.
+    """
     packages = ("torch", "gymnasium", "mujoco", "numpy", "stable-baselines3")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    found = {"python": platform.python_version()} | {name: version(name) for name in packages}
+    entry = gym.spec(env_id.rpartition(":")[2]).entry_point
+    module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
+    if owners := packages_distributions().get(module.partition(".")[0]):
+        return found | {name: version(name) for name in owners}
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return found | ({Path(file).name: f"SHA-256 {sha256(Path(file))[:16]}"} if file else {})
+
+
+def git(folder: Path, *words: str) -> str | None:
+    """What git says of a folder; None where there is no git, or no repository."""
+    try:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+@cache
+def code_of(script: Path) -> dict[str, Any]:
+    """What is known of the code that a run is made by: git's commit, whether files differ from it, and hashes."""
+    commit, changed = git(script.parent, "rev-parse", "HEAD"), git(script.parent, "status", "--porcelain", "-uno")
+    package = hash_of(sorted(Path(__file__).parent.glob("*.py")))
+    return {"commit": commit, "clean": commit and changed == "", "script": hash_of([script]), "package": package}
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """A short hash of the contents of files."""
+    hashes = [sha256(file) for file in files]
+    return (hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest())[:16]
+
+
+@cache
+def processor() -> str:
+    """The model of the processor, and the vector instructions that PyTorch uses of it. Rounding depends on both."""
+    try:
+        model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        model = None
+    return f"{model[1] if model else platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def record_of(args: RunArgs, device: torch.device) -> dict[str, Any]:
-    """What a run depends on, in plain values: its script, its arguments, the versions, the device and the threads."""
+    """What a run depends on, in plain values: its script, arguments, versions, code, processor, device and threads."""
     return {
         "script": script_name(type(args)),
         "args": dataclasses.asdict(dataclasses.replace(args, resume=None, evaluate=None)),
-        "versions": versions(),
-        "device": str(device),
+        "versions": versions(args.env_id),
+        "code": code_of(Path(inspect.getfile(type(args))).resolve()),
+        "processor": processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "num_threads": torch.get_num_threads(),
     }
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two records that a result may depend on, in one line; empty if nothing does."""
+    old, new = ({**record, **record["versions"], **record.get("code", {})} for record in (before, now))
+    names = [*new["versions"], *(name for name in old["versions"] if name not in new["versions"])]
+    names += ["script", "package"] if "code" in old else []  # the name of the script is the same
+    names += ["processor", "device", "accelerate", "num_threads"]
+    differing = [name for name in names if name in old | new and old.get(name, "none") != new.get(name, "none")]
+    if "code" not in old:
+        differing = [name for name in differing if name != "processor"]  # version 0.2 did not record it
+    return ", ".join(f"{name} was {old.get(name, 'none')} and is now {new.get(name, 'none')}" for name in differing)
+
+
+def keep_script(folder: Path, args_class: type) -> None:
+    """Keep a copy of the script in a run's folder: a new one where it has changed since the last one."""
+    script = Path(inspect.getfile(args_class))
+    copies = ours(folder, re.compile(rf"{re.escape(script.stem)}(-\d+)?\.py"))
+    if sha256(script) not in map(sha256, copies):
+        write_new(folder / script.name, lambda file: file.write(script.read_bytes()))
 
 
 def load_record(run_dir: Path) -> dict[str, Any]:
@@ -54,41 +133,104 @@ def load_record(run_dir: Path) -> dict[str, Any]:
     try:
         record = json.loads((run_dir / "args.json").read_text())
         return record | {"args": dict(record["args"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{run_dir}: must be the folder of a run, with a readable args.json ({error!r})") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(f"{run_dir}: must be the folder of a run, with a readable args.json ({error!r:.200})") from None
 
 
-def load_args(run_dir: Path, args_class: type[A]) -> A:
+def load_args(run_dir: Path, args_class: type[A], env_id: str | None = None) -> A:
     """The arguments a run was started with.
 
+    Args:
+        env_id: an environment that the user named. If it is the saved one, its module may be inside the folder.
+
     Raises:
-        UsageError: if the folder is not a run's, is one of another script, or has a flag that the script no longer has.
+        UsageError: if the folder is not a run's, is one of another script, has a flag that the script no longer has or a
+            value that is not allowed, or names a module that is inside the folder.
     """
     record, script = load_record(run_dir), script_name(args_class)
     if record.get("script", script) != script:
         raise UsageError(f"{run_dir}: is a run of {record['script']}.py, must be one of {script}.py")
     try:
-        values = current_args(script, args_class, record["args"])
+        args = as_args(args_class, record["args"])
     except UsageError as error:
         raise UsageError(f"{run_dir}: {error}") from None
-    make: Callable[..., A] = args_class
-    return make(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    if args.env_id != env_id:
+        name_module(run_dir, args.env_id)
+    return args
 
 
-def current_args(script: str, args_class: type, saved: dict[str, Any]) -> dict[str, Any]:
-    """Saved arguments as today's script has them: without flags that changed nothing and are gone.
+def as_args(args_class: type[A], saved: dict[str, Any]) -> A:
+    """Saved arguments as today's script has them, each of its flag's type, without flags that changed nothing and are gone.
 
     Raises:
-        UsageError: for one that changed something. A flag that this project never had is named and left out.
+        UsageError: for a flag that changed something and is gone, and for a value that is not allowed. A flag that this
+            project never had is named and left out.
     """
-    names, values = {field.name for field in dataclasses.fields(args_class)}, {}
+    script, hints = script_name(args_class), get_type_hints(args_class, include_extras=True)
+    values = {}
     for name, value in saved.items():
         if is_harmless(script, name, value):
             continue
+        flag = f"--{name.replace('_', '-')}"
         if gone := removed(script, name, value):
-            raise UsageError(f"was trained with --{name.replace('_', '-')} {value}: {gone.went}")
-        if name in names:
-            values[name] = value
-        else:
-            print(f"this version of {script}.py has no --{name.replace('_', '-')}; it was {value}")
-    return values
+            raise UsageError(f"was trained with {flag} {value}: {gone.went}")
+        if name not in {field.name for field in dataclasses.fields(args_class)}:
+            say(f"this version of {script}.py has no {flag}; it was {value}")
+            continue
+        try:
+            values[name] = as_typed(hints[name], value)
+        except TypeError as error:
+            raise UsageError(f"{flag} {json.dumps(value)[:200]}: {error}") from None
+    make: Callable[..., A] = args_class
+    check_each(args := make(**values))
+    return args
+
+
+def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> None:
+    """Refuse to go on with a checkpoint that these arguments are not of: args.json was edited, or the checkpoint is another
+    run's.
+
+    Args:
+        checkpoint: the state of the run in it.
+        folder: as the user named it.
+
+    Raises:
+        UsageError: naming the flag, its value and the checkpoint's; or the step, if the training is to end before it.
+    """
+    saved = as_args(type(args), checkpoint["settings"]["args"])
+    for name in vars(args):
+        if name not in RESUME_MAY_CHANGE | {"evaluate"} and getattr(args, name) != getattr(saved, name):
+            raise UsageError(
+                f"--resume {folder}: its args.json has --{name.replace('_', '-')} {getattr(args, name)}, must be "
+                f"{getattr(saved, name)}, as its checkpoint has it"
+            )
+    if args.total_timesteps < (step := checkpoint["global_step"]) and args.total_timesteps != saved.total_timesteps:
+        raise UsageError(
+            f"--total-timesteps {args.total_timesteps}: must be at least {step}, the step that {folder} has reached"
+        )
+
+
+def name_module(run_dir: Path, env_id: str) -> None:
+    """Say which module a saved environment's id is about to import, and refuse one that is inside the run's folder: whoever
+    evaluates a folder from elsewhere does not expect to run its code. Nothing is imported here.
+
+    Raises:
+        UsageError: if it is inside.
+    """
+    module = env_id.rpartition(":")[0]
+    if not module or module in sys.modules:
+        return
+    where: Any = None
+    places: list[str] = []
+    for name in itertools.accumulate(module.split("."), "{}.{}".format):
+        specs = (finder.find_spec(name, where) for finder in sys.meta_path)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is None:
+            return  # gymnasium will say so
+        where = spec.submodule_search_locations
+        places += [spec.origin] if spec.origin and spec.has_location else list(where or ())
+    if inside := [place for place in places if Path(place).resolve().is_relative_to(run_dir.resolve())]:
+        raise UsageError(
+            f"{run_dir}: its environment {env_id} would run {inside[-1]}, which is inside it; --env-id {env_id} allows that"
+        )
+    say(f"{env_id}: is made by {places[-1] if places else module}")

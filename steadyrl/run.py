@@ -3,6 +3,7 @@
 import contextlib
 import random
 import shlex
+import shutil
 import sys
 import time
 from collections import defaultdict
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from steadyrl.acceleration import accelerate, check_mode, choose_mode
 from steadyrl.agent import Agent, AnyAgent
@@ -23,18 +23,20 @@ from steadyrl.checks import check
 from steadyrl.device import Defaults, set_up_device
 from steadyrl.environments import check_finite, make_envs
 from steadyrl.episodes import TrainingEnvs
-from steadyrl.errors import EnvError, Stopped, TrainingError
-from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation, results_of
-from steadyrl.files import WriteOrWarn, remove_unfinished, shown, write_csv, write_json
+from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError, in_one_line
+from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation
+from steadyrl.files import WriteOrWarn, sha256, shown, write_csv, write_json
 from steadyrl.logs import Log, start_wandb
-from steadyrl.models import check_weights, save_model
+from steadyrl.models import Weights, check_weights, save_model, save_weights, weights_of
 from steadyrl.noise import RandomNumbers
-from steadyrl.record import record_of
+from steadyrl.output import say
+from steadyrl.record import changes, keep_script, record_of, refuse_changes
 from steadyrl.replay_buffer import ReplayBuffer
-from steadyrl.run_folder import lock_folder, make_run_folder, start_again
+from steadyrl.run_folder import lock_folder, make_run_folder, remove_unfinished, results_of, start_again
 from steadyrl.signals import Signals
 
 LOG_FREQUENCY = 100  # environment steps between two rows of losses in TensorBoard
+CHECKPOINT_ATTEMPTS = 3  # checkpoints in a row that may fail (a full disk) before the run stops
 CLOCK = ("global_step", "updates", "last_training_step", "evaluations", "evaluation_due", "target_reached")  # saved as they are
 
 
@@ -71,6 +73,8 @@ class Run:
         self.losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
         self.evaluations: list[dict[str, float]] = []
         self.evaluation_due = self.target_reached = False
+        self.best_model: dict[str, Any] | None = None  # its step, its weights, and the SHA-256 of best_model.pt
+        self.failed_checkpoints = 0  # in a row
         self.write_or_warn = WriteOrWarn()
         self.parts: dict[str, Stateful] = {}
         self.others: dict[str, Stateful] = {}
@@ -80,8 +84,10 @@ class Run:
         args = self.args
         self.folder = args.resume.absolute() if args.resume else make_run_folder(args, self.output)
         self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
+        if self.checkpoint:
+            refuse_changes(args, self.checkpoint["run"], str(shown(self.folder)))
         with contextlib.ExitStack() as stack:
-            stack.callback(lock_folder(self.folder).release)
+            stack.enter_context(lock_folder(self.folder, new=args.resume is None))
             remove_unfinished(self.folder)
             if self.checkpoint:
                 self.load_state_dict(self.checkpoint["run"])
@@ -92,13 +98,15 @@ class Run:
             self.settings["accelerate"] = choose_mode(args, self.device, self.global_step, began_with)
             if args.track:
                 start_wandb(args, self.folder)
-            self.write_settings()
+            if self.checkpoint is None:  # otherwise not before everything is restored
+                self.write_settings()
             if not (self.folder / "args.json").exists():
+                shutil.rmtree(self.folder)
                 raise TrainingError(f"{self.folder}: without its args.json, this run could not be resumed")
             videos = f", videos are in {shown(self.output / 'videos' / self.folder.name)}" if args.capture_video else ""
-            print(f"training on {args.env_id} ({self.device}), the run's folder is {shown(self.folder)}{videos}")
+            say(f"training on {args.env_id} ({self.device}), the run's folder is {shown(self.folder)}{videos}")
             if args.learning_starts >= args.total_timesteps:
-                print(
+                say(
                     f"warning: --learning-starts {args.learning_starts} is not below --total-timesteps "
                     f"{args.total_timesteps}: nothing will be learned"
                 )
@@ -158,8 +166,8 @@ class Run:
         if isinstance(sys.exception(), EnvError) and self.parts and not self.signals.leaving:
             for part, state in self.before_acting:
                 part.load_state_dict(state)
-            if self.write_or_warn(self.folder / "checkpoints", self.save):
-                tqdm.write(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
+            if self.write_or_warn(self.folder / "checkpoints", self.write_checkpoint):
+                say(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
         self.signals.leaving = True
 
     def resume(self, agent: Agent, envs: TrainingEnvs, rb: ReplayBuffer, **others: Stateful) -> None:
@@ -174,22 +182,45 @@ class Run:
         agent.check_parts()
         parts: dict[str, Stateful] = {"agent": agent, "environments": envs, "replay_buffer": rb, "random": self.random}
         if self.checkpoint is not None:
-            for name, part in parts.items():
-                part.load_state_dict(self.checkpoint[name])
-            for name, part in others.items():
-                part.load_state_dict(self.checkpoint["others"][name])
+            for name, part in (parts | others).items():
+                try:
+                    part.load_state_dict(self.checkpoint[name] if name in parts else self.checkpoint["others"][name])
+                except (EnvError, Stopped):
+                    raise
+                except Exception as error:  # of a network of another shape, or of a part that the checkpoint lacks: many types
+                    what = f"--resume {shown(self.folder)}: its checkpoint does not fit this {name}"
+                    raise UsageError(f"{what} ({in_one_line(error)[:300]})") from error
             rb.cut_off(envs.cut_off)
         self.agent, self.envs, self.parts, self.others = agent, envs, parts, others  # whole now: what is saved after an error
         if self.checkpoint is None:
             return
-        tqdm.write(f"resumed at step {self.global_step}")
-        began = self.checkpoint["run"]["settings"]
-        if began["versions"] != self.settings["versions"]:
-            tqdm.write(f"with other versions than {began['versions']}: the result may differ")
-        for name in ("device", "accelerate", "num_threads"):
-            if began[name] != self.settings[name]:
-                tqdm.write(f"{name} was {began[name]} and is now {self.settings[name]}: results may differ in rounding")
+        say(f"resumed at step {self.global_step}")
+        if changed := changes(self.checkpoint["run"]["settings"], self.settings):
+            say(f"results may differ: {changed}")
+        self.write_settings()
+        if "best_model" in self.checkpoint["run"]:
+            self.put_best_model_back()
         self.checkpoint = None  # lets go of the file
+
+    def put_best_model_back(self) -> None:
+        """Have best_model.pt be the one that the checkpoint knows. One of a later evaluation, which is made again or never,
+        is kept under another name."""
+        place = self.folder / "best_model.pt"
+        found = sha256(place) if place.exists() else None
+        if found == (self.best_model and self.best_model["sha256"]):
+            return
+        if found:
+            aside = self.folder / f"best_model-{found[:16]}.pt"
+            place.rename(aside)
+            say(f"best_model.pt is newer than the checkpoint, it is kept as {shown(aside)}")
+        if self.best_model:
+            self.write_best_model(self.best_model["weights"])
+
+    def write_best_model(self, weights: Weights) -> None:
+        """Write best_model.pt, and remember what is in it."""
+        place = self.folder / "best_model.pt"
+        written = self.write_or_warn(place, save_weights, weights, place)
+        self.best_model = {"weights": weights, "sha256": sha256(place) if written else None}
 
     def accelerated(self, agent: AnyAgent) -> AnyAgent:
         """The agent to train with: its `act` and `update` are compiled or captured at their first calls, if this run is fast.
@@ -264,7 +295,7 @@ class Run:
             self.write_or_warn(self.folder / "model.pt", save_model, agent, self.folder / "model.pt")
         if self.evaluation_due:
             if save_due and not self.signals.stop:  # whatever happens in the evaluation, which a stop does not begin
-                self.write_or_warn(self.folder / "checkpoints", self.save)
+                self.save()
             in_worker = self.found.disturbed and self.args.vectorization == "sync"
             with contextlib.suppress(Stopped):  # the evaluation stays due, and is made first after a resume
                 episodes = self.args.eval_episodes
@@ -273,10 +304,10 @@ class Run:
             self.signals.take()
             self.hold()
         if save_due or self.signals.stop or not self.unfinished:
-            self.write_or_warn(self.folder / "checkpoints", self.save)
+            saved = self.save()
             self.signals.save = 0
         if self.signals.stop:
-            self.stop(f"stopped at step {self.global_step}")
+            self.stop(f"stopped at step {self.global_step}" + (", which could not be saved" if not saved else ""))
 
     def record_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
         """Log an evaluation, keep the model if it is the best one, and end the training if it reaches --target-return."""
@@ -284,11 +315,11 @@ class Run:
         self.evaluations.append(row)
         self.log.evaluation(row, len(evaluation.returns))
         if self.args.save_model and row["mean"] == max(row["mean"] for row in self.evaluations):
-            self.write_or_warn(self.folder / "best_model.pt", save_model, agent, self.folder / "best_model.pt")
+            self.write_best_model(weights_of(agent))
         self.write_or_warn(self.folder / "evaluations.csv", write_csv, self.folder / "evaluations.csv", self.evaluations)
         self.evaluation_due = False
         if self.args.target_return is not None and row["mean"] >= self.args.target_return:
-            tqdm.write(f"step {self.global_step}: --target-return {self.args.target_return} is reached, training ends")
+            say(f"step {self.global_step}: --target-return {self.args.target_return} is reached, training ends")
             self.target_reached = True
 
     def check_losses(self) -> None:
@@ -297,9 +328,26 @@ class Run:
             if not torch.stack(values).isfinite().all():
                 raise TrainingError(f"step {self.global_step}: {name} is not finite")
 
-    def save(self) -> None:
+    def save(self) -> bool:
+        """Write a checkpoint; returns whether that was possible.
+
+        Raises:
+            TrainingError: if it was not, three times in a row or at the end of the training.
+        """
+        if self.write_or_warn(self.folder / "checkpoints", self.write_checkpoint):
+            self.failed_checkpoints = 0
+            return True
+        self.failed_checkpoints += 1
+        if self.failed_checkpoints == CHECKPOINT_ATTEMPTS:
+            what = f"{CHECKPOINT_ATTEMPTS} checkpoints in a row"
+            raise TrainingError(f"{what} could not be written ({self.write_or_warn.reason}), {self.how_to_go_on}")
+        if not self.unfinished:
+            raise TrainingError(f"the last checkpoint could not be written ({self.write_or_warn.reason}), {self.how_to_go_on}")
+        return False
+
+    def write_checkpoint(self) -> None:
         """Write a checkpoint of all parts and of the run itself."""
-        self.log.writer.flush()
+        self.log.writer.sync()  # before the checkpoint, which its events belong to
         check_weights(self.agent)
         state: dict[str, Any] = {name: part.state_dict() for name, part in (self.parts | {"run": self}).items()}
         state["others"] = {name: part.state_dict() for name, part in self.others.items()}
@@ -312,7 +360,7 @@ class Run:
 
     def stop(self, what: str) -> None:
         """Print how to resume the run, then raise Stopped."""
-        tqdm.write(f"{what}, {self.how_to_go_on}")
+        say(f"{what}, {self.how_to_go_on}")
         raise Stopped(self.signals.stop)
 
     @property
@@ -331,7 +379,7 @@ class Run:
                 self.stop("stopped in the final evaluation")
         else:
             goal = "" if self.target_reached else f", a --total-timesteps above {self.args.total_timesteps} goes on with it"
-            tqdm.write(f"{shown(self.folder)} is finished at step {self.global_step}{goal}")
+            say(f"{shown(self.folder)} is finished at step {self.global_step}{goal}")
 
     def state_dict(self) -> dict[str, Any]:
         """The clock, the losses and evaluations so far, and the settings."""
@@ -339,13 +387,16 @@ class Run:
             "losses": {name: torch.stack(values).cpu() for name, values in self.losses.items()},
             "elapsed": time.perf_counter() - self.start_time,
             "settings": self.settings,
+            "best_model": self.best_model,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`."""
         vars(self).update({name: state[name] for name in (*CLOCK, "elapsed")})
+        self.best_model = state.get("best_model")
         self.losses |= {name: list(values.clone().to(self.device)) for name, values in state["losses"].items()}
 
     def write_settings(self) -> None:
-        """Write args.json, so that it holds the settings of this run as they are now."""
+        """Write args.json, so that it holds the settings of this run as they are now, and keep the script."""
         self.write_or_warn(self.folder / "args.json", write_json, self.folder / "args.json", self.settings)
+        self.write_or_warn(self.folder, keep_script, self.folder, type(self.args))

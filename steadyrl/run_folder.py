@@ -1,16 +1,83 @@
-"""The folder of a run: made once, locked while a process trains, and put in order for a start without a checkpoint."""
+"""The folder of a run: what is ours in it, by exact names; made once, locked while a process trains, and put in order.
+
+A user may keep files of his own in it. Only names that are exactly ours are read, moved or removed. Imports no PyTorch.
+"""
 
 import contextlib
-import itertools
+import csv
+import json
 import re
 import time
+from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from steadyrl.arguments import RunArgs
 from steadyrl.errors import UsageError
-from steadyrl.files import shown
+from steadyrl.files import UNFINISHED, make_folder, shown, sync_folder
+from steadyrl.output import say
+
+CHECKPOINT = re.compile(r"\d{12}\.[0-9a-f]{64}\.pt")  # <global_step>.<SHA-256 of the file>.pt
+MODEL = re.compile(r"(best_)?model\.pt")
+RESULT = re.compile(r"evaluation(-\d+)*\.json")  # evaluation.json is the newest; older ones have their step in the name
+RESULTS = re.compile(rf"{RESULT.pattern}|evaluations\.csv")
+# What training alone writes, under one lock: what a killed process left of it can be removed.
+TRAINING = re.compile(rf"args\.json|{MODEL.pattern}|{RESULTS.pattern}|{CHECKPOINT.pattern}|\d{{12}}\.pt")
+
+
+def ours(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """The files in a folder whose whole names are of a pattern, sorted."""
+    try:
+        return sorted(
+            path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file() and not path.is_symlink()
+        )
+    except OSError:
+        return []
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was saved."""
+    return int(checkpoint.name.partition(".")[0])
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    return ours(folder, CHECKPOINT)[::-1]
+
+
+def read_evaluations(folder: Path | None) -> list[tuple[int, float]]:
+    """Step and mean return of each evaluation in a run folder, if there is one with a readable table."""
+    if folder is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, csv.Error), open(folder / "evaluations.csv") as file:
+            return [(int(row["global_step"]), float(row["mean"])) for row in csv.DictReader(file)]
+    return []
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    """The results of final evaluations in a run folder that ended a training, the newest last."""
+    results = []
+    for path in ours(folder, RESULT):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a file that a user edited
+            result = json.loads(path.read_text())
+            results.append(((int(result["global_step"]), str(result["date"])), result))  # of --evaluate, once: no step
+    return [result for _, result in sorted(results, key=lambda item: item[0])]
+
+
+def final_result(folder: Path, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of a run that is finished, None of any other: the training ended, at its last step or its target.
+
+    Args:
+        args: the run's arguments.
+    """
+    for result in results_of(folder)[-1:]:
+        target = args.get("target_return")
+        reached = target is not None and any(mean >= target for _, mean in read_evaluations(folder))
+        if result["global_step"] >= args["total_timesteps"] or reached:
+            return result
+    return None
 
 
 def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
@@ -22,39 +89,61 @@ def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
     env_name = re.sub(r"[^\w.+-]", "-", args.env_id)  # ids may hold a "/" or a ":"
     stem = f"{env_name}__{args.exp_name}__{args.seed}__{int(time.time())}"
     runs = (output or Path(args.output).absolute()) / "runs"
-    names = (f"{stem}-{number}" if number else stem for number in itertools.count())
+    names = (f"{stem}-{number}" if number else stem for number in count())
     try:
-        runs.mkdir(parents=True, exist_ok=True)
+        make_folder(runs)
         while True:
             folder = runs / next(names)
             with contextlib.suppress(FileExistsError):
                 folder.mkdir()
+                sync_folder(runs)
                 return folder
     except OSError as error:
         raise UsageError(f"the run folder {shown(runs / stem)} cannot be made: {error.strerror}") from error
 
 
-def start_again(folder: Path) -> None:
-    """Move what a run without a checkpoint left, its models and evaluations, out of the way of a start at step 0."""
-    left = [*folder.glob("*model.pt"), *folder.glob("evaluation*")]
-    print(f"{shown(folder)} has no checkpoint: training starts again at step 0")
-    if left:
-        aside = next(path for n in range(1, 1_000_000) if not (path := folder / f"before-{n}").exists())
-        aside.mkdir()
-        for path in left:
-            path.rename(aside / path.name)
-        print(f"what was there is kept in {shown(aside)}: {', '.join(sorted(path.name for path in left))}")
+@contextlib.contextmanager
+def lock_folder(folder: Path, new: bool) -> Iterator[None]:
+    """Have the run's folder for this process: no other process can train the run while this one lives.
 
-
-def lock_folder(folder: Path) -> filelock.BaseFileLock:
-    """Take the run's folder for this process: no other process can train the run while this one lives.
+    Args:
+        new: it is a new run's, and is removed if it cannot be locked.
 
     Raises:
-        UsageError: if another process has it.
+        UsageError: if another process has it, if it is read-only, or if its file system has no locks.
     """
-    lock = filelock.FileLock(folder / ".lock")
+    lock = filelock.FileLock(folder / ".lock", fallback_to_soft=False)  # a soft one outlives a killed process
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UsageError(f"--resume {shown(folder)}: another process is training this run") from None
-    return lock
+    except OSError as error:  # ENOSYS where a file system has no locks
+        what = f"--output: {shown(folder)}" if new else f"--resume {shown(folder)}"
+        if new:
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()
+        raise UsageError(f"{what}: must be a folder where files can be written and locked ({error.strerror})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a training left in its folder that was killed while it wrote a file."""
+    for path in ours(folder, UNFINISHED) + ours(folder / "checkpoints", UNFINISHED):
+        if TRAINING.fullmatch(path.name[: -len(".0123456789abcdef.tmp")]):
+            path.unlink()
+
+
+def start_again(folder: Path) -> None:
+    """Move what a run without a checkpoint left, its models and evaluations, out of the way of a start at step 0."""
+    left = ours(folder, MODEL) + ours(folder, RESULTS)
+    say(f"{shown(folder)} has no checkpoint: training starts again at step 0")
+    if left:
+        aside = next(path for n in count(1) if not (path := folder / f"before-{n}").exists())
+        aside.mkdir()
+        for path in left:
+            path.rename(aside / path.name)
+        sync_folder(folder)
+        say(f"what was there is kept in {shown(aside)}: {', '.join(sorted(path.name for path in left))}")

@@ -87,6 +87,6 @@ def raise_interrupt(number: int, frame: FrameType | None) -> None:
 def acknowledge(number: int, what: str) -> None:
     """Say that a signal was received. (`print` must not be used here: the signal may have interrupted another one.)"""
     line = f"{signal.Signals(number).name} received: {what}\n"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody may listen
         output = sys.stdout.fileno()
         os.write(output, ("\n" * os.isatty(output) + line).encode())  # a terminal shows the progress bar in this line

@@ -11,7 +11,6 @@ SLURM import this package: it must be installed on the nodes, or be in the folde
 """
 
 import contextlib
-import csv
 import json
 import os
 import re
@@ -35,6 +34,8 @@ from steadyrl import arguments
 from steadyrl.arguments import check_args, parse_args
 from steadyrl.errors import UsageError
 from steadyrl.family import FOLDER, find_script, import_script, is_harmless
+from steadyrl.output import guard, printable, report, say, show
+from steadyrl.run_folder import final_result, list_checkpoints, read_evaluations, step_of
 
 LOGS = Path("runs/.sweep")
 SLURM_FOLDER, PLAN = LOGS / "slurm", LOGS / "plan.json"
@@ -117,7 +118,7 @@ class Job:
     def last_lines(self, number: int = 6) -> str:
         """The last lines of the log."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return "\n".join([line for line in text.splitlines() if line][-number:])
+        return "\n".join([printable(line) for line in text.splitlines() if line][-number:])
 
     def folder(self) -> Path | None:
         """The newest run folder with exactly these arguments, also if an older version of the script made it."""
@@ -134,15 +135,15 @@ class Job:
         folder, step, evaluation, seconds_left = self.folder(), 0, None, None
         if folder:
             with contextlib.suppress(OSError, ValueError):  # a file that is not there yet, or was just replaced
-                marks = {int(path.name.split(".")[0]): path.stat().st_mtime for path in folder.glob("checkpoints/*.pt")}
+                marks = {step_of(path): path.stat().st_mtime for path in list_checkpoints(folder / "checkpoints")}
                 (step1, time1), (step, time2) = [(0, 0.0), (0, 0.0), *sorted(marks.items())][-2:]
                 if time1 > (folder / "args.json").stat().st_mtime:  # which is written at each start
                     seconds_left = (self.args["total_timesteps"] - step) / (step - step1) * (time2 - time1)
                     seconds_left -= time.time() - time2
             if rows := read_evaluations(folder):
                 step, evaluation = max(step, rows[-1][0]), rows[-1][1]
-        if folder and (folder / "evaluation.json").exists():
-            state, evaluation = "finished", json.loads((folder / "evaluation.json").read_text())["mean"]
+        if folder and (result := final_result(folder, self.args)):
+            state, evaluation = "finished", result["mean"]
         elif self.log.name in queue:
             state = queue[self.log.name]
         elif self.process or is_locked(self.log) or (folder and is_locked(folder / ".lock")):
@@ -159,7 +160,7 @@ class Job:
         """Start the run or resume it, unless it is finished or another process trains it (busy)."""
         with open(self.log, "ab", buffering=0) as log:
             locked, folder = filelock.lock_descriptor(log.fileno(), blocking=False), self.folder()
-            if folder and (folder / "evaluation.json").exists():
+            if folder and final_result(folder, self.args):
                 return "finished"
             if not locked or (folder and is_locked(folder / ".lock")):
                 return "busy"
@@ -220,14 +221,6 @@ class Job:
         if again.fruitless_starts < FRUITLESS_STARTS:
             return submitit.helpers.DelayedSubmission(again)
         self.log_failure(f"out of time before a step, {FRUITLESS_STARTS} times in a row: needs a longer --time")
-
-
-def read_evaluations(folder: Path | None) -> list[tuple[int, float]]:
-    """Step and mean return of each evaluation in a run folder, if there is one."""
-    if folder is None or not (folder / "evaluations.csv").exists():
-        return []
-    with open(folder / "evaluations.csv", newline="") as file:
-        return [(int(row["global_step"]), float(row["mean"])) for row in csv.DictReader(file)]
 
 
 def is_locked(path: Path) -> bool:
@@ -306,18 +299,18 @@ def planned(options: Options) -> list[Job]:
     return jobs
 
 
-def show(rows: list[tuple[Job, Status]]) -> None:
+def show_table(rows: list[tuple[Job, Status]]) -> None:
     """Print a table of the runs, a summary, and the last lines of those that failed."""
     width = max(len(job.name) for job, _ in rows)
-    print(f"{'run':{width}}  {'state':11} {'steps':>21} {'evaluation':>11} {'time left':>10}")
+    show(f"{'run':{width}}  {'state':11} {'steps':>21} {'evaluation':>11} {'time left':>10}")
     for job, (state, step, evaluation, seconds_left) in rows:
         left = tqdm.format_interval(max(0, seconds_left)) if state == "running" and seconds_left is not None else "-"
         steps, mean = f"{step:,}/{job.args['total_timesteps']:,}", "-" if evaluation is None else f"{evaluation:.1f}"
-        print(f"{job.name:{width}}  {state:11} {steps:>21} {mean:>11} {left:>10}")
+        show(f"{job.name:{width}}  {state:11} {steps:>21} {mean:>11} {left:>10}")
     states = [status.state for _, status in rows]
-    print(f"\n{len(rows)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+    show(f"\n{len(rows)} runs: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
     for job in (job for job, status in rows if status.state == "failed"):
-        print(f"\n{job.name} failed, its log is {job.log}:\n{job.last_lines()}")
+        show(f"\n{job.name} failed, its log is {job.log}:\n{job.last_lines()}")
 
 
 def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[], bool] = lambda: False) -> int:
@@ -352,7 +345,7 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
                 for job in running if stopping else ():
                     job.started.terminate()
                 if stopping and signals:
-                    tqdm.write(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
+                    say(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
             if not bar.disable and time.monotonic() > shown + 15:
                 shown = time.monotonic()
                 bar.update(steps() - bar.n)
@@ -361,11 +354,11 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
                 running.remove(job)
                 end = job.end()
                 failures += end == "failed"
-                tqdm.write(f"{job.name} {end}: {job.last_lines(6 if end == 'failed' else 1)}")
+                show(f"{job.name} {end}: {job.last_lines(6 if end == 'failed' else 1)}")
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if signals:
-        print(f"stopped, to go on: python -m steadyrl.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}")
+        say(f"stopped, to go on: python -m steadyrl.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}")
     return 128 + signals[0] if signals else min(failures, 1)
 
 
@@ -412,7 +405,7 @@ def submit(jobs: list[Job], options: Runs) -> None:
             submitted = executor.submit_array(jobs[first : first + limit])
         except submitit.core.utils.FailedJobError as error:
             raise UsageError(f"sbatch: {error}") from None
-        print(f"submitted {len(submitted)} jobs, {submitted[0].job_id.split('_')[0]}; --status shows them, scancel stops them")
+        say(f"submitted {len(submitted)} jobs, {submitted[0].job_id.split('_')[0]}; --status shows them, scancel stops them")
 
 
 def sweep(jobs: list[Job], options: Runs) -> int:
@@ -424,7 +417,7 @@ def sweep(jobs: list[Job], options: Runs) -> int:
         queue = read_queue(patience=0 if options.status else 60) if slurm else {}
         rows = [(job, job.status(queue)) for job in jobs]
         todo = [job for job, status in rows if status.state in ("new", "interrupted", "failed")]
-        show(rows)
+        show_table(rows)
         if slurm and todo and not options.status:
             submit(todo, options)
     return 0 if slurm or options.status else run_here(jobs, todo, options.workers or os.cpu_count() or 1)
@@ -432,13 +425,14 @@ def sweep(jobs: list[Job], options: Runs) -> int:
 
 def main(options_class: type = Options, work: Callable[[Any], int] = lambda options: sweep(planned(options), options)) -> int:
     """The command line: parse it and work; an expected error is one line and status 2."""
+    guard()
     sys.path.append(os.getcwd())  # where the module of --env-ids module:EnvId may be
     warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default
     try:
         return work(parse_args(options_class, sys.argv[1:], options_class()))
     except (UsageError, CalledProcessError, ModuleNotFoundError) as error:  # the second: scontrol
         missing = f"{error}, install it with: pip install {error.name}" if isinstance(error, ModuleNotFoundError) else error
-        print("error:", " ".join(str(getattr(error, "stderr", missing)).split()), file=sys.stderr)
+        report(getattr(error, "stderr", missing))
         return 2
 
 

@@ -26,6 +26,8 @@ import filelock
 from steadyrl import sweep
 from steadyrl.errors import UsageError
 from steadyrl.files import shown
+from steadyrl.output import say, show
+from steadyrl.run_folder import list_checkpoints, read_evaluations, step_of
 
 
 @dataclass
@@ -51,9 +53,9 @@ class Worker(sweep.Job):
         return [sys.executable, "-m", "steadyrl.tune", *self.flags]
 
     def status(self, queue: dict[str, str]) -> sweep.Status:
-        found = sorted(Path("runs").glob(f"{self.name.rpartition('__')[0]}-*/checkpoints/*.pt"))  # of each run the last is kept
-        steps = {path.parent: int(path.name[:12]) for path in found}
-        return sweep.Status(super().status(queue).state, sum(steps.values()))
+        folders = Path("runs").glob(f"{self.name.rpartition('__')[0]}-*/checkpoints")
+        steps = [step_of(checkpoint) for folder in folders for checkpoint in list_checkpoints(folder)[:1]]
+        return sweep.Status(super().status(queue).state, sum(steps))
 
 
 class Tuner:
@@ -72,7 +74,10 @@ class Tuner:
         if self.args["eval_frequency"] == 0:
             raise UsageError("--eval-frequency 0: must be 1 or more, the evaluations say what a trial is worth")
         try:
-            table, kinds = tomllib.loads(options.space.read_text())[options.script.stem], optuna.distributions
+            tables, kinds = tomllib.loads(options.space.read_text()), optuna.distributions
+            if options.script.stem not in tables:
+                raise UsageError("is missing, must say what to try for this script")
+            table = tables[options.script.stem]
             table = {name.replace("-", "_"): choice for name, choice in table.items()}
             make: dict[type, Callable[[Any], kinds.CategoricalDistribution | kinds.FloatDistribution]]
             make = {list: kinds.CategoricalDistribution, dict: lambda ends: kinds.FloatDistribution(**ends)}
@@ -84,15 +89,33 @@ class Tuner:
             raise UsageError(f"--space {options.space}, table [{options.script.stem}]: {error}") from None
         self.name = f"tune-{zlib.crc32(repr([options.script.stem, self.args, self.seeds, table]).encode()):08x}"
         sweep.LOGS.mkdir(parents=True, exist_ok=True)
-        self.journal = f"{sweep.LOGS / self.name}.journal"
-        storage = JournalStorage(journal.JournalFileBackend(self.journal))
+        self.journal = Path(f"{sweep.LOGS / self.name}.journal").absolute()
+        # Not Optuna's own lock, a link that outlives a killed worker and that the others then wait for.
+        lock: Any = filelock.FileLock(f"{self.journal}.write")
+        with lock:
+            self.drop_cut_line()
+        storage = JournalStorage(journal.JournalFileBackend(str(self.journal), lock))
         self.study = optuna.create_study(storage=storage, study_name=self.name, direction="maximize", load_if_exists=True)
         # None means the value of a more general flag: for --critic-learning-rate, that of --learning-rate.
         general = {name: self.args.get(name.partition("_")[2]) for name in table}
         own = {name: general[name] if self.args[name] is None else self.args[name] for name in table}
         own = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in own.items()}
-        self.study.enqueue_trial({name: value for name, value in own.items() if value is not None}, skip_if_exists=True)
+        own = {name: value for name, value in own.items() if value is not None}
+        outside = [
+            f"--{name.replace('_', '-')} {value}" for name, value in own.items() if not contains(self.space[name], value)
+        ]
+        if not outside:
+            self.study.enqueue_trial(own, skip_if_exists=True)
+        elif not options.worker:
+            say(f"--space {options.space}: does not contain the script's own {', '.join(outside)}: no trial has its setting")
         self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=self.args["total_timesteps"] // 5)
+
+    def drop_cut_line(self) -> None:
+        """Cut off the end of a line that a worker could not write whole: it was killed, or the disk was full."""
+        text = self.journal.read_bytes() if self.journal.exists() else b""
+        if (whole := text.rfind(b"\n") + 1) < len(text):
+            os.truncate(self.journal, whole)
+            say(f"{shown(self.journal)}: its last line was not whole and is dropped")
 
     def jobs(self, name: str, params: dict[str, Any], **others: Any) -> list[sweep.Job]:
         """The runs of a setting, by default on the seeds of a trial. (The environment was checked before.)"""
@@ -120,7 +143,7 @@ class Tuner:
         means, self.pruned = dict(self.study.trials[trial.number].intermediate_values), False
 
         def enough() -> bool:
-            for rows in zip(*(sweep.read_evaluations(job.folder()) for job in jobs), strict=False):
+            for rows in zip(*(read_evaluations(job.folder()) for job in jobs), strict=False):
                 if (step := rows[0][0]) not in means:
                     means[step] = mean(value for _, value in rows)
                     trial.report(means[step], step)
@@ -134,6 +157,14 @@ class Tuner:
         elif self.pruned or "failed" in states:
             self.study.tell(trial, state=self.optuna.trial.TrialState["PRUNED" if self.pruned else "FAIL"])
         return status
+
+
+def contains(kind: Any, value: Any) -> bool:
+    """Whether a distribution of Optuna can give a value."""
+    try:
+        return bool(kind._contains(kind.to_internal_repr(value)))
+    except (ValueError, TypeError):  # it is none of the choices, or no number
+        return False
 
 
 def tune(options: Options) -> int:
@@ -151,12 +182,12 @@ def tune(options: Options) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
         status = sweep.sweep(jobs, replace(options, workers=workers, cpus=options.cpus * len(tuner.seeds)))
     states = [trial.state.name.lower() for trial in tuner.study.trials]
-    print(f"{options.trials} trials: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
+    show(f"{options.trials} trials: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
     if "complete" in states:
         best = tuner.study.best_trial
         flags = shlex.join(tuner.jobs("tuned", best.params, seeds=(1,))[0].flags)
-        print(f"the best one, {best.value:.4g}, is trial {best.number}; to train it:")
-        print(f"python {shlex.quote(str(shown(tuner.script)))} {flags}")
+        show(f"the best one, {best.value:.4g}, is trial {best.number}; to train it:")
+        show(f"python {shlex.quote(str(shown(tuner.script)))} {flags}")
     return status
 
 

@@ -2,9 +2,11 @@
 
 import functools
 import inspect
+import itertools
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +69,24 @@ def run(monkeypatch, tmp_path):
         return parts
 
     return run
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """`at_step(number, action)`: do something at that step of a run of DDPG in this process, counted from 1."""
+    from helpers import ddpg
+
+    def at_step(number: int, action: Callable[[], None]) -> None:
+        add, calls = ddpg.ReplayBuffer.add, itertools.count(1)
+
+        def counted(*values):
+            if next(calls) == number:
+                action()
+            return add(*values)
+
+        monkeypatch.setattr(ddpg.ReplayBuffer, "add", counted)
+
+    return at_step
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ script = importlib.import_module(os.environ.get("SCRIPT", "ddpg_continuous_actio
 MOMENTS = {
     "step": (script.ReplayBuffer, "add"),
     "update": (script.main.agent_class, "update"),
-    "write": (checkpoints, "write_file"),
+    "write": (checkpoints, "new_file"),
     "fsync": (os, "fsync"),
     "rename": (Path, "rename"),
     "evaluate": (run, "evaluate"),

@@ -40,6 +40,6 @@ with filelock.FileLock(folder / ".lock"), open("started", "a") as started:
         while not (stops and Path("go").exists()):
             time.sleep(0.01)
         if does == "wait":
-            (folder / "checkpoints" / f"{len(stops):012d}.0.pt").touch()
+            (folder / "checkpoints" / f"{len(stops):012d}.{'0' * 64}.pt").touch()
         sys.exit(143)
-    (folder / "evaluation.json").write_text(json.dumps({"mean": 1.5}))
+    (folder / "evaluation.json").write_text(json.dumps({"mean": 1.5, "global_step": args["total_timesteps"], "date": ""}))

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import ROOT, quick_args
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
 from steadyrl import compare
@@ -23,6 +25,7 @@ def write_run(folder: Path, returns, steps=STEPS, **args) -> Path:
     folder.mkdir(parents=True)
     settings = {"env_id": "Hopper-v4", "exp_name": "ddpg", "seed": 1, "target_return": None, **args}
     (folder / "args.json").write_text(json.dumps({"args": settings, "versions": {}, "device": "cpu"}))
+    (folder / "evaluation.json").write_text(json.dumps({"global_step": steps[-1], "date": ""}))
     with open(folder / "evaluations.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("global_step", "mean", "std", "min", "max", "length", "q_bias"))
@@ -42,7 +45,7 @@ def write_events(folder: Path, **scalars) -> Path:
 def load(*patterns: str, task: str | None = None) -> tuple[dict[str, compare.Task], list[str]]:
     """What the folders come to, and the notes about it."""
     notes: list[str] = []
-    read = [compare.read_run(folder, name, task) for folder, name in compare.find_folders(patterns).items()]
+    read = [compare.read_run(folder, name, task, notes) for folder, name in compare.find_folders(patterns).items()]
     runs = compare.name_groups(read, notes)
     names = dict.fromkeys(run.settings["env_id"] for run in runs)
     return {name: compare.align(name, [run for run in runs if run.settings["env_id"] == name], notes) for name in names}, notes
@@ -227,7 +230,7 @@ def test_cleanrl_folders(tmp_path):
     )
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("hyperparameters", "|param|value|\n|-|-|\n|exp_name|td3|\n|gamma|0.99|\n|seed|3|\n|wandb_entity|None|")
-    run = compare.read_run(folder, None, None)
+    run = compare.read_run(folder, None, None, [])
     assert run.training and run.settings["env_id"] == "Hopper-v4" and run.settings["seed"] == "3"
     assert run.settings["gamma"] == "0.99" and "param" not in run.settings
     np.testing.assert_array_equal(run.steps, [*range(1000, 20_000, 1000), 19_950])
@@ -402,16 +405,84 @@ def test_what_cannot_be_compared_is_refused(tmp_path, monkeypatch, capsys, argum
     assert message in capsys.readouterr().err and not list(tmp_path.glob("comparison*"))
 
 
+def test_what_a_restart_gave_up_is_left_out(tmp_path):
+    """A later event file begins at an earlier step: its returns count, and a note says so."""
+    folder = tmp_path / "Hopper-v4" / "TD3_1"
+    for second, points in enumerate(([(step, step / 10) for step in STEPS], [(step, 1000) for step in STEPS[2:]])):
+        (file,) = write_events(tmp_path / "new", eval__mean_reward=points).glob("*")
+        folder.mkdir(parents=True, exist_ok=True)
+        file.rename(folder / f"events.out.tfevents.{second}.host")
+    notes: list[str] = []
+    run = compare.read_run(folder, None, None, notes)
+    assert dict(zip(run.steps, run.returns, strict=True)) == {100: 10, 200: 20, 300: 1000, 400: 1000, 500: 1000, 600: 1000}
+    assert notes == [f"{folder}: was started again at step 300; 4 later returns were given up."]
+
+
+def test_what_tensorboard_would_ignore_is_left_out(tmp_path):
+    """The start of a session at step 250, as a resumed run writes it, drops what is there from then on."""
+    for points, purge in (([(step, 10) for step in STEPS], 0), ([(500, 20), (600, 20)], 250)):
+        with SummaryWriter(str(tmp_path / "new"), purge_step=purge) as writer:
+            for step, value in points:
+                writer.add_scalar("eval/mean_reward", value, step)
+        (file,) = (tmp_path / "new").glob("*")
+        (tmp_path / "Hopper-v4" / "a").mkdir(parents=True, exist_ok=True)
+        file.rename(tmp_path / "Hopper-v4" / "a" / f"events.out.tfevents.{purge}.host")
+    run = compare.read_run(tmp_path / "Hopper-v4" / "a", None, None, [])
+    assert list(run.steps) == [100, 200, 500, 600]
+
+
+def test_runs_that_are_not_finished_are_named(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), range(6), seed=seed, total_timesteps=600)
+    (tmp_path / "2" / "evaluation.json").unlink()
+    _, notes = load(str(tmp_path / "*"))
+    assert notes == [f"Hopper-v4: 1 of the runs are not finished, as {tmp_path / '2'}."]
+
+
+def record(data: bytes) -> bytes:
+    """A record of an event file, with the right sums."""
+    length = len(data).to_bytes(8, "little")
+    sums = [masked_crc32c(part).to_bytes(4, "little") for part in (length, data)]
+    return length + sums[0] + data + sums[1]
+
+
+@pytest.mark.parametrize("what", ["garbage events", "steps", "field", "target_return", "nested"])
+def test_what_no_run_has_is_one_line(tmp_path, capsys, what):
+    folder = write_run(tmp_path / "run", range(6))
+    if what == "garbage events":
+        (folder / "evaluations.csv").unlink()
+        (folder / "events.out.tfevents.1.x").write_bytes(record(b"\xff\xff garbage"))
+    elif what == "steps":
+        (folder / "evaluations.csv").write_text("global_step,mean\n1e300,1\n")
+    elif what == "field":
+        (folder / "evaluations.csv").write_text(f"global_step,mean\n1,{'1' * 200_000}\n")
+    elif what == "nested":
+        (folder / "args.json").write_text('{"args": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    else:
+        write_args(folder, target_return="abc")
+    assert compare.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {folder}: damaged") and printed.err.count("\n") == 1 and printed.out == ""
+
+
+def write_args(folder: Path, **changes) -> None:
+    """Change the arguments of a run folder."""
+    settings = json.loads((folder / "args.json").read_text())
+    settings["args"] |= changes
+    (folder / "args.json").write_text(json.dumps(settings))
+
+
 @pytest.mark.slow
-def test_the_file_alone_compares_what_is_in_runs(tmp_path):
-    """Beside CleanRL's folders, without the rest of this repository."""
-    for seed in (1, 2, 3):
-        points = [(step, seed) for step in range(100, 2001, 100)]
-        write_events(tmp_path / "runs" / f"Hopper-v4__td3__{seed}__17", charts__episodic_return=points)
-    shutil.copy(ROOT / "steadyrl" / "compare.py", tmp_path)
-    command = [sys.executable, "compare.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    assert cell(done.stdout, "Hopper-v4", "td3 (training returns)", 5) == "2.0 [1.0, 3.0]"
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert (again.returncode, again.stdout) == (2, "") and again.stderr.count("\n") == 1
+def test_names_are_drawn_and_written_as_they_are(tmp_path, capsys):
+    write_run(tmp_path / "run", range(6), exp_name="$x_{$ a|b")
+    write_run(tmp_path / "other", range(6), exp_name="other")
+    assert compare.main([f"{tmp_path}/run", f"{tmp_path}/other", "-o", str(tmp_path / "out")]) == 0
+    assert "| $x_{$ a\\|b |" in (tmp_path / "out.md").read_text() and (tmp_path / "out.pdf").exists()
+
+
+@pytest.mark.slow
+def test_a_reader_who_leaves_is_no_error(tmp_path):
+    write_run(tmp_path / "run", range(6))
+    words = ["sh", "-c", '("$@"; echo $? >status) | head -0', "sh", sys.executable, "-m", "steadyrl.compare", "run"]
+    done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.stderr == "" and (tmp_path / "status").read_text() == "0\n" and (tmp_path / "comparison.md").exists()

@@ -54,7 +54,7 @@ def test_hopper_from_the_command_line(tmp_path):
 
     again = script("--evaluate", str(folder), cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    results = [json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluation-2.json")]
+    results = [json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluate.json")]
     assert results[0]["returns"] == results[1]["returns"]
     assert not (tmp_path / "MUJOCO_LOG.TXT").exists()
 

@@ -92,7 +92,7 @@ def test_a_saved_run_gives_its_own_result_again(run):
     saved = record.load_args(folder, ddpg.Args)
     saved.evaluate = folder
     command_line.evaluate_run(saved, ddpg.DDPG)
-    first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluation-2.json"))
+    first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluate.json"))
     assert first["returns"] == second["returns"] and first["model"] == second["model"] == "best_model.pt"
 
 

@@ -189,7 +189,7 @@ def test_a_run_leaves_what_a_run_leaves(run, script):
     args = record.load_args(parts.run_dir, script.Args)
     args.evaluate = parts.run_dir
     command_line.evaluate_run(args, script.main.agent_class)
-    first, second = (json.loads((parts.run_dir / name).read_text()) for name in ("evaluation.json", "evaluation-2.json"))
+    first, second = (json.loads((parts.run_dir / name).read_text()) for name in ("evaluation.json", "evaluate.json"))
     assert first["returns"] == second["returns"]
 
 

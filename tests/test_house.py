@@ -16,10 +16,10 @@ FLOORS = [
     ["command_line", "run"],
     ["hub"],
     ["policies", "evaluation", "acceleration", "checks"],
-    ["environments", "models", "logs", "checkpoints", "record", "run_folder", "device"],
-    ["agent", "episodes"],
+    ["environments", "models", "logs", "checkpoints", "record", "device"],
+    ["agent", "episodes", "run_folder"],
     ["arguments", "spaces", "files", "replay_buffer", "noise", "signals"],
-    ["errors", "family"],
+    ["errors", "family", "output"],
 ]
 ROOMS = sorted((ROOT / "steadyrl").glob("*.py"))
 

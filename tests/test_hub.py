@@ -73,9 +73,11 @@ def test_a_folder_holds_the_run_the_model_the_code_and_a_model_card(run, tmp_pat
     folder.mkdir()
     hub.build_folder(args, "Agent", run_dir, "me/mine", folder)
     name = f"{script.__name__}.py"
-    results = {"args.json", "model.pt", "best_model.pt", "evaluation.json", "evaluations.csv"}
+    results = {"model.pt", "best_model.pt", "evaluation.json", "evaluations.csv"}
     for file in results | {path.name for path in run_dir.glob("events*")}:
         assert (folder / file).read_bytes() == (run_dir / file).read_bytes()
+    record_there, record_here = (json.loads((place / "args.json").read_text()) for place in (folder, run_dir))
+    assert record_there["args"].items() < record_here["args"].items() and "output" not in record_there["args"]
     assert (folder / name).read_bytes() == (ROOT / name).read_bytes()
     assert {path.name for path in folder.glob("*.py")} == {name} and not (folder / "checkpoints").exists()
     package = {path.name: path.read_bytes() for path in (ROOT / "steadyrl").iterdir() if path.is_file()}
@@ -105,8 +107,8 @@ def test_the_latest_evaluation_is_the_replay(run, tmp_path):
     run_dir = run(args).run_dir
     videos = Path("videos", run_dir.name)
     os.utime(videos / "evaluation-episode-0.mp4", (1, 1))  # older than those of training
-    shutil.copy(videos / "training-episode-0.mp4", videos / "evaluation-2-episode-0.mp4")
-    for expected in ("evaluation-2-episode-0.mp4", "evaluation-episode-0.mp4", "training-episode-20.mp4", None):
+    shutil.copy(videos / "training-episode-0.mp4", videos / "evaluate-episode-0.mp4")
+    for expected in ("evaluate-episode-0.mp4", "evaluation-episode-0.mp4", "training-episode-20.mp4", None):
         folder = tmp_path / f"folder {expected}"
         folder.mkdir()
         hub.build_folder(args, "Agent", run_dir, "me/mine", folder)
@@ -114,7 +116,7 @@ def test_the_latest_evaluation_is_the_replay(run, tmp_path):
             assert not (folder / "replay.mp4").exists()
         else:
             assert (folder / "replay.mp4").read_bytes() == (videos / expected).read_bytes()
-            for path in [videos / expected] if expected.startswith("evaluation") else videos.glob("*"):
+            for path in [videos / expected] if expected.startswith("evaluat") else videos.glob("*"):
                 path.unlink()
 
 
@@ -135,7 +137,7 @@ def test_a_run_is_uploaded_comes_back_and_works_by_itself(tmp_path):
         done = script("--evaluate", str(run_dir), "--upload-model", cwd=tmp_path, **environment)
         assert done.returncode == 0, done.stderr
         assert not {"best_model.onnx", "events.out.tfevents.old", "replay.mp4"} & files.keys() and "mine.txt" in files
-        assert files["evaluation-2.json"] == (run_dir / "evaluation-2.json").read_bytes()
+        assert files["evaluate.json"] == (run_dir / "evaluate.json").read_bytes()
 
         (repo,) = server.repos
         download = f"import huggingface_hub; huggingface_hub.snapshot_download({repo!r}, local_dir='policy')"

@@ -54,7 +54,7 @@ def write_run(job: sweep.Job, time: int = 1, finished: bool = False, **changes) 
     (run / "args.json").write_text(json.dumps({"args": job.args | changes}))
     os.utime(run / "args.json", (time, time))
     if finished:
-        (run / "evaluation.json").write_text(json.dumps({"mean": 1.5}))
+        (run / "evaluation.json").write_text(json.dumps({"mean": 1.5, "global_step": job.args["total_timesteps"], "date": ""}))
     return run
 
 
@@ -226,7 +226,7 @@ def test_steps_last_evaluation_and_time_left(monkeypatch):
     run = write_run(job, 1000)
     (run / "evaluations.csv").write_text("global_step,mean,std\n")
     for step, time in ((2, 900), (4, 1010), (6, 1030)):
-        path = run / "checkpoints" / f"{step:012d}.abc.pt"
+        path = run / "checkpoints" / f"{step:012d}.{'0' * 64}.pt"
         path.touch()
         os.utime(path, (time, time))
     monkeypatch.setattr(sweep.time, "time", lambda: 1035.0)
@@ -241,7 +241,7 @@ def test_the_table_tells_where_each_run_is(capsys):
     jobs = [quick_job("fail", 1), quick_job("finish", 2), quick_job("wait", 3)]
     assert sweep.run_here(jobs, jobs[:2], workers=1) == 1
     capsys.readouterr()
-    sweep.show([(job, job.status({})) for job in jobs])
+    sweep.show_table([(job, job.status({})) for job in jobs])
     printed = capsys.readouterr().out
     for row in (
         r"quick__1 +failed +0/10 +- +-",
@@ -310,7 +310,7 @@ def test_a_second_ctrl_c_leaves_the_runs_to_their_saving(monkeypatch):
     """The second one comes when the first was answered: two at once are one signal."""
     job = quick_job("wait")
     stop_when_started(1, signal.SIGINT)
-    monkeypatch.setattr(sweep.tqdm, "write", lambda text: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(sweep, "say", lambda text: text.startswith("stopping") and os.kill(os.getpid(), signal.SIGINT))
     assert sweep.run_here([job], [job], workers=1) == 130
     again = quick_job("wait")
     assert again.status({})[0] == "running" and again.start() == "busy"

@@ -74,7 +74,7 @@ def value(x: float, y: str) -> float:
         ("--settings a='--eval-frequency 0'", SPACE, "--eval-frequency 0: must be 1 or more"),
         ("--trials 0", SPACE, "--trials 0: must be a whole number, 1 or more"),
         ("--space nowhere.toml", SPACE, "--space nowhere.toml, table [toy_script]: "),
-        ("", "[other]\nx = [1]", "table [toy_script]: 'toy_script'"),
+        ("", "[other]\nx = [1]", "table [toy_script]: is missing"),
         ("", "[toy_script]\nx = [1", "table [toy_script]: "),
         ("", "[toy_script]\nz = [1]", "--z"),
         ("", '[toy_script]\ny = ["left", "up"]', "up"),
@@ -204,7 +204,7 @@ def test_the_same_command_again_takes_a_trial_up(who):
     """A trial of two runs is in the middle; nothing of it is started twice that still runs, and nothing is lost."""
     words = command("--engine", "local", "--trials", "2", "--workers", "1", "--settings", "hold=--hold")
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as tuning:
-        wait_for(lambda: len(list(Path("runs").glob("*/checkpoints/*20.0.pt"))) == 2)
+        wait_for(lambda: len(list(Path("runs").glob("*/checkpoints/*20.0*.pt"))) == 2)
         (worker,) = [child for child in psutil.Process(tuning.pid).children() if "--worker" in child.cmdline()]
         folders, scripts = sorted(Path("runs").glob("*-0__*")), [psutil.Process(pid) for _, pid in started()]
         if who == "Ctrl-C":
@@ -238,7 +238,7 @@ def test_workers_on_slurm(slurm):
     """Two workers, of which one is warned of its time limit and one cancelled; then the same command again."""
     words = command("--engine", "slurm", "--trials", "4", "--workers", "2", "--time", "5", "--settings", "hold=--hold")
     subprocess.run(words, check=True, capture_output=True, timeout=300)
-    wait_for(lambda: len(list(Path("runs").glob("*/checkpoints/*20.0.pt"))) == 4)
+    wait_for(lambda: len(list(Path("runs").glob("*/checkpoints/*20.0*.pt"))) == 4)
     one, other = jobs_of_slurm("running")
     subprocess.run(["scancel", "--signal=USR2", one], check=True, timeout=60)
     subprocess.run(["scancel", other], check=True, timeout=60)
@@ -248,3 +248,35 @@ def test_workers_on_slurm(slurm):
     wait_for(lambda: not jobs_of_slurm())
     printed = subprocess.run(words, check=True, capture_output=True, text=True, timeout=300).stdout
     assert "4 trials: 4 complete" in printed and len(list(Path("runs").glob("*-tune-*"))) == 8
+
+
+# What others left
+
+
+def test_a_worker_that_was_killed_with_the_lock_keeps_nobody_waiting(monkeypatch):
+    """Nor does the link that Optuna's own lock would have left."""
+    assert main(monkeypatch, "--engine", "local", "--trials", "1") == 0
+    (journal,) = sweep.LOGS.glob("*.journal")
+    hold = "import filelock, os, sys; filelock.FileLock(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", hold, f"{journal.absolute()}.write"])
+    Path(f"{journal}.lock").symlink_to(journal)
+    assert main(monkeypatch, "--engine", "local", "--trials", "2") == 0
+
+
+def test_the_cut_end_of_a_journal_is_dropped(monkeypatch, capsys):
+    assert main(monkeypatch, "--engine", "local", "--trials", "1") == 0
+    (journal,) = sweep.LOGS.glob("*.journal")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"op_code":4,"worker_id":"a')
+    capsys.readouterr()
+    assert main(monkeypatch, "--engine", "local", "--trials", "1") == 0
+    assert f"{journal}: its last line was not whole and is dropped\n" in capsys.readouterr().out
+    assert journal.read_bytes().startswith(whole) and journal.read_bytes().endswith(b"\n")
+
+
+@pytest.mark.parametrize("space", ["[toy_script]\nx = { low = 0.6, high = 1.0 }", '[toy_script]\ny = ["right"]'])
+def test_a_space_without_the_scripts_own_setting_is_one_line(monkeypatch, capsys, space):
+    Path("space.toml").write_text(space)
+    assert main(monkeypatch, "--engine", "local", "--trials", "1") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "does not contain" in line]
+    assert "--x 0.0" in line or "--y left" in line

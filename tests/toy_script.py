@@ -66,12 +66,12 @@ def main() -> None:
         for step in range(10, args.total_timesteps + 1, 10):
             table += f"{step},{value}\n"
             write(folder / "evaluations.csv", table)
-            (folder / "checkpoints" / f"{step:012d}.0.pt").touch()
+            (folder / "checkpoints" / f"{step:012d}.{'0' * 64}.pt").touch()
             while step == 20 and args.hold and not (stops or Path("go").exists()):
                 time.sleep(0.01)
             if stops:
                 sys.exit(143)
-        write(folder / "evaluation.json", json.dumps({"mean": value}))
+        write(folder / "evaluation.json", json.dumps({"mean": value, "global_step": args.total_timesteps, "date": ""}))
 
 
 if __name__ == "__main__":

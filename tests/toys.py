@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,15 @@ class Unfit(Toy):
         return self.observation_space.sample(), {}
 
 
+class ClosesOutput(PendulumLike):
+    """Closes what it thinks is its own."""
+
+    def reset(self, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            stream.close()
+        return super().reset(**kwargs)
+
+
 register: Any = gym.register  # its own type wants constructors that take any arguments
 register("Counter-v0", Counter)
 register("Mixed-v0", Counter, kwargs={"ends": ((1, "terminated"), (3, "truncated"), (2, "both"), (1, "truncated"))})
@@ -290,6 +300,7 @@ register("TimeLimited-v0", TimeLimited)
 register("Identity-v0", Identity)
 register("Bounds-v0", Bounds, max_episode_steps=50)
 register("Pendulum-like-v0", PendulumLike)
+register("ClosesOutput-v0", ClosesOutput)
 register("NaNObservation-v0", NotFinite, kwargs={"field": "observation", "value": np.nan})
 register("HugeObservation-v0", NotFinite, kwargs={"field": "observation", "value": 1e300})  # infinite in float32
 register("NaNReward-v0", NotFinite, kwargs={"field": "reward", "value": np.nan})
