@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -311,7 +312,7 @@ def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool
     step. This records the operations once: what `function` decides in Python stays decided.
 
     A process that was killed while it compiled leaves half a library in torch's cache, which torch would try to load for
-    ever: if `again`, what cannot be loaded is deleted there and compiled once more.
+    ever. If `again`, what cannot be loaded is deleted there, and everything is compiled once more with an empty cache.
     """
     recorded = make_fx(function)(*inputs)
     graph, attributes = recorded.graph, recorded.graph.find_nodes(op="get_attr")
@@ -324,30 +325,40 @@ def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool
         graph.erase_node(node)
     for node in graph.nodes:
         node.meta.clear()  # shapes recorded one by one, which the compiler wants to find out together
+    try:
+        compiled = compile_graph(graph, [*inputs, *others.values()])
+        return lambda *tensors: compiled(*tensors, *others.values())
+    except Exception as error:  # an ImportError or an OSError, or torch's InductorError of one, or of the C++ compiler
+        if not again:
+            raise
+        path = getattr(getattr(error, "inner_exception", error), "path", None)  # it may be of any module
+        if path is not None and Path(path).is_relative_to(torch._inductor.runtime.cache_dir_utils.cache_dir()):
+            Path(path).unlink(missing_ok=True)
+        torch._inductor.utils.clear_caches()
+        with (
+            tempfile.TemporaryDirectory() as cache,
+            mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache, TRITON_CACHE_DIR=f"{cache}/triton"),
+        ):
+            return compile_function(function, inputs, again=False)
+
+
+def compile_graph(graph: torch.fx.Graph, inputs: list[Any]) -> Callable:
+    """Compile recorded operations for inputs with these shapes, or load what torch's cache has of them."""
     # On a CPU, calling from C++ saves a tenth of a millisecond, and a calling part of its own is quicker to compile. On CUDA,
     # kernels chosen by timing them could differ from run to run, and with them the rounding.
     cpu = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
     cuda = {"deterministic": True, "triton.autotune_at_compile_time": False}
-    options = {"config_patches": cpu if inputs[0].device.type == "cpu" else cuda}
-    try:
-        # A cache may be shared by machines: the code in it is for one kind of vector instructions, which its key leaves out.
-        machine = torch.backends.cpu.get_cpu_capability()
-        tag = torch.compiler.config.patch(cache_key_tag=machine)  # type: ignore[attr-defined]  # torch adds `patch` at import
-        with torch.no_grad(), tag:
-            compiled = torch._inductor.standalone_compile(
-                torch.fx.GraphModule({}, graph),  # without the attributes, which would be inputs once more
-                [*inputs, *others.values()],
-                dynamic_shapes="from_example_inputs",
-                options=options,
-                donate_graph_module=True,
-            )
-        return lambda *tensors: compiled(*tensors, *others.values())
-    except Exception as error:  # an ImportError, or torch's InductorError of one, whose module takes a second to import
-        path = getattr(getattr(error, "inner_exception", error), "path", None)  # it may be of any module
-        if not again or path is None or not Path(path).is_relative_to(torch._inductor.runtime.cache_dir_utils.cache_dir()):
-            raise
-        Path(path).unlink(missing_ok=True)
-        return compile_function(function, inputs, again=False)
+    # A cache may be shared by machines: the code in it is for one kind of vector instructions, which its key leaves out.
+    machine = torch.backends.cpu.get_cpu_capability()
+    tag = torch.compiler.config.patch(cache_key_tag=machine)  # type: ignore[attr-defined]  # torch adds `patch` at import
+    with torch.no_grad(), tag:
+        return torch._inductor.standalone_compile(
+            torch.fx.GraphModule({}, graph),  # without the attributes, which would be inputs once more
+            inputs,
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": cpu if inputs[0].device.type == "cpu" else cuda},
+            donate_graph_module=True,
+        )
 
 
 @torch.no_grad()

@@ -1,6 +1,11 @@
 """What is set once in a process before networks are made: the device, threads, precision and determinism of PyTorch."""
 
+import atexit
+import getpass
 import os
+import re
+import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -15,12 +20,26 @@ def set_up_device(args: RunArgs) -> torch.device:
     torch.set_num_threads(args.num_threads or min(2, torch.get_num_threads()))
     torch.set_float32_matmul_precision(args.matmul_precision)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
+    set_up_cache()
     torch.use_deterministic_algorithms(args.torch_deterministic)
     # Filling new memory costs time, and all memory is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is an attribute of the module
     if args.cuda and not torch.cuda.is_available():
         say("no CUDA device found, using the CPU")
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+
+
+def set_up_cache() -> None:
+    """Where PyTorch's folder for compiled code cannot be written, give it another one: parts of PyTorch make it on import."""
+    try:
+        user = re.sub(r"[\\/:*?\"<>|]", "_", getpass.getuser())
+        place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
+        os.makedirs(place, exist_ok=True)
+        tempfile.TemporaryFile(dir=place).close()
+    except (OSError, KeyError) as error:  # KeyError: this user has no name
+        place = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="torchinductor_")
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        say(f"PyTorch cannot keep compiled code in its cache ({error}), this run has one of its own")
 
 
 class Defaults:

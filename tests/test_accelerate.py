@@ -9,8 +9,12 @@ import copy
 import dataclasses
 import inspect
 import json
+import os
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -270,23 +274,52 @@ def test_what_a_killed_compilation_left_is_compiled_again(tmp_path):
 
 
 @pytest.mark.slow  # touching the compiler imports it, which takes three seconds
-@pytest.mark.parametrize(("folder", "calls"), [("cache", 2), ("site-packages", 1)])
-def test_what_can_never_be_loaded_is_compiled_twice_and_only_the_cache_loses_files(tmp_path, monkeypatch, folder, calls):
-    """As where the cache is on a file system that forbids to execute; or where an import elsewhere fails."""
+@pytest.mark.parametrize("folder", ["cache", "site-packages"])
+def test_what_cannot_be_loaded_is_compiled_once_more_and_only_the_cache_loses_files(tmp_path, monkeypatch, folder):
+    """With an empty cache: this one may be on a file system that forbids to execute. Or an import elsewhere fails."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    file, errors = tmp_path / folder / "library.so", []
+    file, caches = tmp_path / folder / "library.so", []
+    file.parent.mkdir()
+    file.touch()
 
     def fail(*_, **__):
-        file.parent.mkdir(exist_ok=True)
-        file.touch()
-        errors.append(RuntimeError())
-        errors[-1].inner_exception = ImportError(path=str(file))
-        raise errors[-1]
+        caches.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        error = RuntimeError()
+        error.inner_exception = ImportError(path=str(file))
+        raise error
 
     monkeypatch.setattr(torch._inductor, "standalone_compile", fail)
     with pytest.raises(RuntimeError):
         acceleration.compile_function(torch.sin, [torch.zeros(2)])
-    assert len(errors) == calls and file.exists()
+    assert len(caches) == 2 and caches[0] != caches[1]
+    assert file.exists() == (folder == "site-packages") and os.environ["TORCHINDUCTOR_CACHE_DIR"] == caches[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["broken", "a file", "unwritable"])
+def test_a_cache_that_is_of_no_use_is_replaced(tmp_path, damage):
+    """Libraries that are no libraries; a file where the folder would be; a folder that cannot be made."""
+    cache = tmp_path / "cache"
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch\nfrom steadyrl.device import set_up_cache\nset_up_cache()\n"
+        "from steadyrl.acceleration import compile_function\n"
+        "print(compile_function(lambda x: x.exp(), [torch.zeros(3)])(torch.ones(3)))\n"
+    )
+
+    def run(place: Path) -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(place)}
+        return subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+
+    if damage == "broken":
+        assert run(cache).returncode == 0
+        for library in cache.rglob("*.so"):
+            library.write_bytes(b"no library")
+    elif damage == "a file":
+        cache.touch()
+    done = run(Path("/proc/none") if damage == "unwritable" else cache)
+    assert done.returncode == 0 and "2.7183" in done.stdout and "Traceback" not in done.stderr, done.stderr
+    assert damage == "broken" or "this run has one of its own" in done.stdout
 
 
 @pytest.mark.parametrize(
