@@ -4,9 +4,10 @@
     python benchmarks/chaos.py --runs 20
 
 Starts a SLURM of one node in a temporary folder, submits the sweep with a time limit of two minutes, and hits its runs at
-random: preemption by another job, SIGUSR2, `scancel`, SIGKILL to the script, SIGKILL to the node's slurmd (started again
-at once, or after the node was given up), and the time limit. After each the same command is given again. Compared with
-undisturbed runs on this machine are the bytes of model.pt, best_model.pt and evaluations.csv and the returns of the final
+random: preemption by another job, SIGUSR2, `scancel`, SIGKILL or SIGHUP to the script, SIGKILL to the node's slurmd (started
+again at once, or after the node was given up), an evaluation of the unfinished run, a disk that is full for some seconds (if a
+file system can be mounted, for which it takes root), and the time limit. After each the same command is given again. Compared
+with undisturbed runs on this machine are the bytes of model.pt, best_model.pt and evaluations.csv and the returns of the final
 evaluation. Prints a line for each run and the figure; the status is 1 if a run differs. The rows go to
 benchmarks/results/chaos.csv.
 """
@@ -43,6 +44,7 @@ FLAGS = (
     "--eval-frequency 1000 --eval-episodes 1 --checkpoint-frequency 400"
 )
 SETTINGS = {"one": "--num-envs 1", "two": "--num-envs 2 --gradient-steps -1"}
+FULL, DISK = 4, 256  # seconds of a full disk; megabytes of it
 GIVEN_UP = 25  # seconds without its slurmd after which SLURM gives the node up (SlurmdTimeout is 20)
 
 
@@ -97,16 +99,23 @@ class Chaos:
             return
         fewest = min(self.hits[name].total() for name in running.values())
         number, name = self.choose.choice([pair for pair in running.items() if self.hits[pair[1]].total() == fewest])
-        kind = self.choose.choices(
-            ["SIGUSR2", "scancel", "script killed", "preempted", "slurmd killed", "node given up"], [6, 6, 6, 3, 2, 1]
-        )[0]
+        kinds = {"SIGUSR2": 6, "scancel": 6, "script killed": 6, "SIGHUP": 3, "evaluated": 4, "preempted": 3}
+        kinds |= {"slurmd killed": 2, "node given up": 1, "disk full": 3 * os.path.ismount(".")}
+        (kind,) = self.choose.choices(list(kinds), list(kinds.values()))
         if kind == "SIGUSR2":
             subprocess.run(["scancel", "--signal=USR2", number], check=False)
         elif kind == "scancel":
             subprocess.run(["scancel", number], check=False)
-        elif kind == "script killed":
-            if not self.kill_script(name):
+        elif kind in ("script killed", "SIGHUP"):
+            if not self.signal_script(name, signal.SIGHUP if kind == "SIGHUP" else signal.SIGKILL):
                 return
+        elif kind == "evaluated":
+            if not self.evaluate(name):
+                return
+        elif kind == "disk full":
+            fill(Path("filler"))
+            time.sleep(FULL)
+            Path("filler").unlink()
         elif kind == "preempted":
             job = ["sbatch", "-p", "high", "-c", str(self.options.cpus), "-o", "/dev/null", "--wrap", "sleep 1"]
             subprocess.run(job, check=True, stdout=subprocess.DEVNULL)
@@ -114,13 +123,22 @@ class Chaos:
             stop_daemon(self.slurm / "slurmd.pid", signal.SIGKILL)
             time.sleep(0 if kind == "slurmd killed" else GIVEN_UP)
             start_slurmd(self.slurm)
-        everyone = kind in ("preempted", "slurmd killed", "node given up")
+        everyone = kind in ("preempted", "slurmd killed", "node given up", "disk full")
         for hit in running.values() if everyone else [name]:
             self.hits[hit][kind] += 1
         print(f"{time.strftime('%H:%M:%S')} {kind}: {', '.join(running.values()) if everyone else name}", flush=True)
 
-    def kill_script(self, name: str) -> bool:
-        """Send SIGKILL to the script of a run; whether there was one."""
+    def evaluate(self, name: str) -> bool:
+        """Evaluate what a run has so far; whether there was anything."""
+        models = sorted(Path("runs").glob(f"{name}__*/model.pt"))
+        if not models or (models[-1].parent / "evaluation.json").exists():
+            return False
+        script = next(path for path in self.options.scripts if path.stem == name.split("__")[1].rpartition("-")[0])
+        command = [sys.executable, str(script), "--evaluate", str(models[-1].parent), "--final-episodes", "1"]
+        return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
+
+    def signal_script(self, name: str, number: int) -> bool:
+        """Send a signal to the script of a run; whether there was one."""
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or [""]
             with contextlib.suppress(psutil.Error):
@@ -131,7 +149,7 @@ class Chaos:
                 )
                 resumed = any(word.startswith(f"runs/{name}__") for word in words)
                 if (first or resumed) and process.cwd() == os.getcwd():
-                    process.kill()
+                    process.send_signal(number)
                     return True
         return False
 
@@ -152,6 +170,13 @@ class Chaos:
                 if submitted.done() and self.jobs_of_slurm() < self.unfinished():
                     submitted.result()
                     submitted = beside.submit(self.submit)
+
+
+def fill(filler: Path) -> None:
+    """Leave no room on the disk where this file is."""
+    with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while file.write(bytes(2**16)):
+            pass
 
 
 def fingerprint(folder: Path) -> dict[str, bytes | list[float]]:
@@ -183,6 +208,9 @@ def main(options: Options) -> int:
         for command in commands:
             subprocess.run([*command, "--engine", "local"], check=True)
         expected = folders()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(work / "disturbed")]
+        if subprocess.run(mount, check=False).returncode == 0:
+            stack.callback(subprocess.run, ["umount", "-l", str(work / "disturbed")], check=True)
         os.chdir(work / "disturbed")
         stack.enter_context(one_node_slurm(work / "slurm", options.cpus))
         chaos = Chaos(options, commands, work / "slurm")
