@@ -280,6 +280,7 @@ def train(args: Args) -> Path:
             else:
                 actions = legal(agent.act(obs) + noise(run.global_step, envs.starting), envs.action_space)
             check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
+            run.charts["exploration_noise"] = noise.scale
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 
@@ -293,7 +294,7 @@ def train(args: Args) -> Path:
             for update in run.updates_due():
                 batch = rb.sample(args.batch_size)
                 run.record(agent.update(batch, update_policy=update % args.policy_frequency == 0))
-            run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
+            run.end_step(agent, infos)  # logs, evaluates and saves what is due, or stops
         run.finish(agent)
     return run.folder
 

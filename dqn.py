@@ -235,7 +235,8 @@ def train(args: Args) -> Path:
 
         while run.unfinished:
             # Act: in each environment at random with probability epsilon, otherwise greedily.
-            explore = run.random.random_sample(args.num_envs) < epsilon(args, run.global_step)
+            run.charts["epsilon"] = epsilon(args, run.global_step)
+            explore = run.random.random_sample(args.num_envs) < run.charts["epsilon"]
             actions = envs.action_space.sample()
             if not explore.all():
                 actions = np.where(explore, actions, agent.act(obs))
@@ -253,7 +254,7 @@ def train(args: Args) -> Path:
                 run.record(agent.update(rb.sample(args.batch_size), update_policy=True))
             if run.global_step > args.learning_starts and run.due(args.target_network_frequency):
                 agent.update_target()
-            run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
+            run.end_step(agent, infos)  # logs, evaluates and saves what is due, or stops
         run.finish(agent)
     return run.folder
 

@@ -339,7 +339,7 @@ def train(args: Args) -> Path:
                 noise = standard_normal(run.random, (1 + args.policy_frequency, *batch.actions.shape), run.device)
                 policy, targets = update % args.policy_frequency == 0, update % args.target_network_frequency == 0
                 run.record(agent.update(batch, noise=noise, update_policy=policy, update_targets=targets))
-            run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
+            run.end_step(agent, infos)  # logs, evaluates and saves what is due, or stops
         run.finish(agent)
     return run.folder
 

@@ -263,6 +263,7 @@ def train(args: Args) -> Path:
             else:
                 actions = legal(agent.act(obs) + noise(run.global_step, envs.starting), envs.action_space)
             check_finite(run.global_step, action=actions)  # MuJoCo would silently use 0 for NaN
+            run.charts["exploration_noise"] = noise.scale
             next_obs, rewards, terminations, truncations, infos = envs.step(actions)
             run.global_step += args.num_envs
 
@@ -277,7 +278,7 @@ def train(args: Args) -> Path:
                 batch = rb.sample(args.batch_size)
                 target_noise = standard_normal(run.random, batch.actions.shape, run.device)
                 run.record(agent.update(batch, noise=target_noise, update_policy=update % args.policy_frequency == 0))
-            run.end_step(agent, infos)  # logs, evaluates and saves what is due; raises Stopped after a signal
+            run.end_step(agent, infos)  # logs, evaluates and saves what is due, or stops
         run.finish(agent)
     return run.folder
 

@@ -39,6 +39,7 @@ Finite = Annotated[float, Must("finite", math.isfinite)]
 Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
 Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
 Discount = Probability
+Seed = Annotated[int, Must("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)]
 Name = Annotated[str, Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))]
 PathText = Annotated[str, Must("a path", lambda path: "\0" not in path)]
 Sizes = Annotated[
@@ -123,12 +124,18 @@ class Evaluating:
     """environment steps between two evaluations (0: only the final one)"""
     eval_episodes: Count = 10
     """episodes in each of these evaluations"""
-    final_episodes: Count = 20
+    final_episodes: Annotated[Count, tyro.conf.arg(aliases=["--episodes"])] = 20
     """episodes of the final evaluation, and of --evaluate"""
     target_return: Finite | None = None
     """training ends as soon as the mean return of an evaluation reaches this value"""
     evaluate: Path | None = None
-    """a run folder: evaluate its best model (its latest if there is no best) instead of training"""
+    """a run folder: evaluate one of its models instead of training"""
+    model: str | None = None
+    """with --evaluate: which model, best, latest, or a file (None: the best, or the latest if there is no best)"""
+    eval_seed: Seed | None = None
+    """with --evaluate: the seed of its first episode, the next one has the next (None: 20000, as in the final evaluation)"""
+    render: bool = False
+    """with --evaluate: show the episodes in a window"""
     export: Literal["onnx"] | None = None
     """with --evaluate: also write the greedy policy of this model as an ONNX file, beside it"""
 
@@ -173,7 +180,7 @@ class Experiment(OtherFlags):
 
     exp_name: Name = "run"
     """the name of this experiment"""
-    seed: Annotated[int, Must("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)] = 1
+    seed: Seed = 1
     """seed of the networks, the exploration, the replay and the training environments"""
     torch_deterministic: bool = True
     """use only deterministic PyTorch kernels, so that the same seed gives the same run"""
@@ -281,7 +288,10 @@ def check_args(args: RunArgs) -> None:
     check_each(args)
     require(args, "buffer_size", f"at least --batch-size {args.batch_size}", lambda n: n >= args.batch_size)
     require(args, "buffer_size", f"at least --num-envs {args.num_envs}", lambda n: n >= args.num_envs)
-    require(args, "export", "left out without --evaluate", lambda _: args.evaluate is not None)
+    for name in ("export", "model", "eval_seed"):
+        require(args, name, "left out without --evaluate", lambda _: args.evaluate is not None)
+    require(args, "render", "left out without --evaluate", lambda render: args.evaluate is not None or not render)
+    require(args, "render", "left out with --capture-video", lambda render: not (render and args.capture_video))
     require(args, "target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
     require(args, "upload_model", "left out with --no-save-model", lambda upload: args.save_model or not upload)
     for name, packages in OPTIONAL_PACKAGES.items():

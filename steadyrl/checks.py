@@ -4,13 +4,14 @@ import contextlib
 import difflib
 import json
 import math
+import sys
 from functools import partial
 from typing import NamedTuple
 
 import gymnasium as gym
 
 from steadyrl.arguments import RunArgs, check_args
-from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_replayable_env
+from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, has_display, make_replayable_env
 from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
 from steadyrl.errors import EnvError, UsageError
 from steadyrl.output import say
@@ -68,6 +69,8 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
         )
     if args.capture_video:
         check_rendering(env)
+    if args.render and sys.platform == "linux" and not has_display():
+        raise UsageError("--render: needs a display, and there is neither DISPLAY nor WAYLAND_DISPLAY; --capture-video films")
     for change in changes(env.given_spaces, (obs_space, action_space)):
         say(f"{args.env_id}: {change}")
 
@@ -155,4 +158,10 @@ def check_rendering(env: gym.Env) -> None:
         env.render()
     except Exception as error:  # each renderer fails in its own way, down to an AttributeError inside OpenGL
         hint = "" if "install" in str(error) else RENDERING_HINT
+        cause: BaseException | None = error
+        while cause is not None:  # Gymnasium names an extra that pip does not know
+            if isinstance(cause, ModuleNotFoundError) and cause.name:
+                missing = f"--capture-video: {env.spec and env.spec.id} needs {cause.name} to be rendered"
+                raise UsageError(f"{missing}, install it with: pip install {cause.name}") from error
+            cause = cause.__cause__ or cause.__context__
         raise UsageError(f"--capture-video: {env.spec and env.spec.id} cannot be rendered ({error}){hint}") from error

@@ -20,7 +20,7 @@ from steadyrl.environments import make_env
 from steadyrl.errors import Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
 from steadyrl.hub import check_upload, upload
-from steadyrl.models import saved_models
+from steadyrl.models import choose_model
 from steadyrl.output import guard, report
 from steadyrl.policies import export_onnx
 from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
@@ -39,6 +39,7 @@ def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: P
         raise UsageError(f"{flag} {error}") from None
     if flag == "--evaluate":
         saved.capture_video = saved.upload_model = False  # only when asked now
+        saved.export = saved.model = saved.eval_seed = None
     args = parse_args(args_class, argv, saved)
     for name in vars(args):
         if name not in may_change and getattr(args, name) != getattr(saved, name):
@@ -51,14 +52,14 @@ def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
     """Evaluate the saved model of the run `args.evaluate`, as at the end of training, and export it if asked."""
     check(args)
     run_dir = Path(args.evaluate or "")
-    models = saved_models(run_dir)
-    if not models:
+    model = choose_model(run_dir, args.model)
+    if model is None:
         raise UsageError(f"--evaluate {run_dir}: must hold a best_model.pt or a model.pt")
     with contextlib.closing(make_env(args)) as env:
         agent = agent_class(env.observation_space, env.action_space, args, set_up_device(args))
     evaluation = final_evaluation(agent, args, run_dir)
     if args.export:
-        export_onnx(agent, env, models[0])
+        export_onnx(agent, env, model)
     return evaluation
 
 

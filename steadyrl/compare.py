@@ -96,6 +96,8 @@ class Args:
     """returns that count as 0 and as 1 when tasks are pooled, as in: --range Hopper-v5 20 3200"""
     task: str | None = None
     """the environment of folders that do not name theirs"""
+    newest: bool = False
+    """of runs with the same group, task and seed take the newest, instead of stopping"""
 
 
 class Run(NamedTuple):
@@ -236,11 +238,14 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
     return Run(folder, group or "", names | settings, training, finished, steps, returns)
 
 
-def name_groups(runs: Sequence[Run], notes: list[str]) -> list[Run]:
+def name_groups(runs: Sequence[Run], notes: list[str], newest: bool = False) -> list[Run]:
     """The runs with their groups: what the user called them or else the experiment and the flags that differ within a task.
 
+    Args:
+        newest: of several runs of a group with one task and one seed take the newest.
+
     Raises:
-        UsageError: if two runs of a group have one task and one seed.
+        UsageError: if there are several, and the newest is not to be taken.
     """
     recorded: dict[tuple[str, str, bool], list[dict[str, str]]] = defaultdict(list)
     differing: dict[tuple[str, bool], set[str]] = defaultdict(set)
@@ -260,9 +265,15 @@ def name_groups(runs: Sequence[Run], notes: list[str]) -> list[Run]:
             differ = sorted(differing[group, run.training] & run.settings.keys())
             group += "".join(f" {flag}={run.settings[flag]}" for flag in differ)
         group += " (training returns)" * run.training
-        other = named.setdefault((group, run.settings["env_id"], run.settings["seed"]), run._replace(group=group))
+        key = group, run.settings["env_id"], run.settings["seed"]
+        other = named.get(key, run)
         if other.folder != run.folder:
-            raise UsageError(f"{run.folder} and {other.folder}: one group, task and seed; leave one out, or name two groups")
+            if not newest:
+                ways = "leave one out, name two groups, or take the --newest"
+                raise UsageError(f"{run.folder} and {other.folder}: one group, task and seed; {ways}")
+            older, run = sorted((other, run), key=lambda run: run.folder.stat().st_mtime)
+            notes.append(f"{older.folder} is left out: {run.folder} is newer.")
+        named[key] = run._replace(group=group)
     return list(named.values())
 
 
@@ -379,7 +390,11 @@ def make_panels(
         curves = {group: estimate([part.curves[group] for part in parts], statistic) for group in parts[0].curves}
         return Panel(title, xlabel, ylabel, parts[0].grid, curves)
 
-    panels = [curve(name, "return", [task]) for name, task in tasks.items()]
+    panels = []
+    for name, task in tasks.items():
+        training = [group.endswith("(training returns)") for group in task.curves]
+        kind = "training return" if all(training) else "greedy return" if not any(training) else "return"
+        panels.append(curve(name, kind, [task]))
     unit = "normalised score" if len(pooled) > 1 else "score"
     if len(pooled) > 1:
         panels.append(curve("sample efficiency", unit, pooled))
@@ -455,13 +470,16 @@ def draw(panels: Sequence[Panel], labels: dict[str, str], caption: str, files: S
         for panel, axes in zip(panels, all_axes, strict=False):
             for i, (group, (value, low, high)) in enumerate(panel.estimates.items()):
                 if panel.x is None:
-                    axes.errorbar(value, -i, xerr=[[value - low], [high - value]], capsize=3, **styles[group])
+                    style = styles[group] | {"markersize": 7, "linewidth": 2}
+                    axes.errorbar(value, -i, xerr=[[value - low], [high - value]], capsize=4, **style)
                 else:
                     axes.plot(panel.x, value, markevery=max(1, len(panel.x) // 8), **styles[group])
                     axes.fill_between(panel.x, low, high, color=styles[group]["color"], alpha=0.2, linewidth=0)
             if panel.x is None:
                 axes.axvline(0.5, color="grey", linewidth=0.8)
-                axes.set(xlim=(-0.03, 1.03), ylim=(0.5 - len(panel.estimates), 0.5), yticks=[])
+                names = [plain(textwrap.shorten(group, 24, placeholder="...")) for group in panel.estimates]
+                axes.set(xlim=(-0.03, 1.03), ylim=(0.5 - len(names), 0.5))
+                axes.set_yticks([-number for number in range(len(names))], names)
             elif panel.xlabel == STEPS:
                 axes.xaxis.set_major_formatter(EngFormatter(sep=""))
                 axes.locator_params(axis="x", nbins=5)
@@ -491,7 +509,7 @@ def compare(args: Args) -> None:
         if not 0 < high - low < np.inf:
             raise UsageError(f"--range {task} {low} {high}: must be two returns, the lower one first")
     notes: list[str] = []
-    runs = name_groups([read_run(*found, args.task, notes) for found in find_folders(args.runs).items()], notes)
+    runs = name_groups([read_run(*found, args.task, notes) for found in find_folders(args.runs).items()], notes, args.newest)
     groups = list(dict.fromkeys(run.group for run in runs))
     baseline = args.baseline or groups[0]
     if baseline not in groups:

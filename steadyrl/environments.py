@@ -55,6 +55,11 @@ def make_env(
     return FilmedEnv(env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name)
 
 
+def has_display() -> bool:
+    """Whether there is one, on Linux."""
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
 class FilmedEnv(gym.wrappers.RecordVideo):
     """Films episodes. A film that cannot be written (frames of another size, a full disk) is a warning."""
 
@@ -70,7 +75,7 @@ def make_replayable_env(
     args: RunArgs, index: int = 0, render_mode: str | None = None, rebuild: bool = False, finite: bool = False
 ) -> ReplayableEnv:
     """One environment that is not filmed; the arguments are those of `make_env`."""
-    if render_mode and sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if render_mode and sys.platform == "linux" and not has_display():
         os.environ.setdefault("MUJOCO_GL", "egl")  # without a display MuJoCo's default, GLFW, cannot render
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # and SDL prints an "error:"
     with contextlib.suppress(ImportError, AttributeError):  # AttributeError: PyOpenGL found no libEGL, which others do not need
@@ -312,8 +317,9 @@ class WorkerEnv(gym.Env):
         return observations[0], {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        observations, rewards, terminations, truncations, _ = self.envs.step(np.asarray(action)[None])
-        return observations[0], float(rewards[0]), bool(terminations[0]), bool(truncations[0]), {}
+        observations, rewards, terminations, truncations, infos = self.envs.step(np.asarray(action)[None])
+        info = {"is_success": infos["is_success"][0]} if "is_success" in infos else {}
+        return observations[0], float(rewards[0]), bool(terminations[0]), bool(truncations[0]), info
 
     def close(self) -> None:
         self.envs.close()

@@ -22,7 +22,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from steadyrl.errors import EnvError, UsageError, in_one_line
 from steadyrl.output import say
 from steadyrl.signals import Interrupt
-from steadyrl.spaces import Misfit, Spaces, flag_of, observation_of, reward_of
+from steadyrl.spaces import Misfit, Spaces, flag_of, observation_of, reward_of, success_of
 
 PROBE_STEPS = 50  # of each of the episodes that are played to find something out
 
@@ -115,7 +115,7 @@ class ReplayableEnv(gym.Wrapper):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.steps += 1
         try:
-            obs, reward, terminated, truncated, _ = self.env.step(action)
+            obs, reward, terminated, truncated, info = self.env.step(action)
         except BaseException as error:  # not `crossing`, which takes two microseconds
             raise self.misfit(error) from error
         return self.checked(
@@ -124,7 +124,7 @@ class ReplayableEnv(gym.Wrapper):
                 reward_of(reward, self.finite),
                 flag_of("terminated", terminated),
                 flag_of("truncated", truncated),
-                {},  # nobody reads the info of a step
+                success_of(info) if terminated or truncated else {},  # nobody reads anything else of it
             )
         )
 

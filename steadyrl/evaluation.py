@@ -16,9 +16,10 @@ from steadyrl.arguments import RunArgs
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError
 from steadyrl.files import shown, take_name, write_json
-from steadyrl.models import load_model, saved_models
+from steadyrl.models import choose_model, load_model
 from steadyrl.output import say
 from steadyrl.record import versions
+from steadyrl.run_folder import read_evaluations, results_of
 from steadyrl.signals import Signals
 
 EVALUATION_SEED = 10_000  # first seed of the evaluations while training: the same starts each time, so rows compare
@@ -26,16 +27,19 @@ FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` found: an entry per episode of returns and lengths, and one q_bias over all of them."""
+    """What `evaluate` found: an entry per episode of returns and lengths, and one q_bias over all of them; and where the
+    environment tells the success of an episode, that too."""
 
     returns: np.ndarray
     lengths: np.ndarray
     q_bias: float
+    successes: np.ndarray | None = None
 
     def summary(self) -> dict[str, float]:
         """What a row of evaluations.csv says of it."""
         returns = {name: float(getattr(self.returns, name)()) for name in ("mean", "std", "min", "max")}
-        return returns | {"length": float(self.lengths.mean()), "q_bias": self.q_bias}
+        success = {} if self.successes is None else {"success": float(self.successes.mean())}
+        return returns | {"length": float(self.lengths.mean()), "q_bias": self.q_bias} | success
 
 
 def evaluate(
@@ -47,6 +51,7 @@ def evaluate(
     video_name: str = "evaluation",
     signals: Signals | None = None,
     in_worker: bool = False,
+    render_mode: str | None = None,
 ) -> Evaluation:
     """Play greedy episodes on a new environment; the i-th starts from seed `seed + i`.
 
@@ -59,18 +64,19 @@ def evaluate(
     `state_value` has beyond its `value` is added to each return that follows: q_bias is zero for a critic that is right.
 
     Returns:
-        undiscounted returns (episodes,), lengths in steps (episodes,) and q_bias.
+        undiscounted returns (episodes,), lengths in steps (episodes,), q_bias and, maybe, successes (episodes,).
 
     Args:
         signals: held while the environment plays, whatever handlers it installs.
         in_worker: have the environment in a process of its own.
+        render_mode: of the environment, as for gymnasium.make; a video folder needs none.
 
     Raises:
         EnvError: if the environment fails.
         TrainingError: if a return is not finite.
         Stopped: before the next step, if a signal asked for a stop.
     """
-    build = partial(make_env, args, video_folder=video_folder, video_name=video_name)
+    build = partial(make_env, args, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
     spaces = agent.observation_space, agent.action_space
     with closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
         if (env.observation_space.shape, env.action_space.shape) != tuple(space.shape for space in spaces):
@@ -80,7 +86,7 @@ def evaluate(
 
 def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed: int, signals: Signals | None) -> Evaluation:
     """The episodes of `evaluate`."""
-    returns, lengths, q_errors = [], [], []
+    returns, lengths, q_errors, successes = [], [], [], []
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
         visited, terminated, truncated = [obs], False, False
@@ -93,7 +99,7 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
             if len(rewards) == EPISODE_LIMIT:
                 say(f"evaluation: episode {episode} is cut off after {EPISODE_LIMIT:,} steps")
                 break
-            obs, reward, terminated, truncated, _ = env.step(agent.act(obs[None])[0])
+            obs, reward, terminated, truncated, info = env.step(agent.act(obs[None])[0])
             visited.append(obs)
             rewards.append(float(reward))
         observations = np.stack(visited)
@@ -109,13 +115,16 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
             raise TrainingError(f"evaluation: the return of episode {episode} is not finite")
         returns.append(sum(rewards))
         lengths.append(len(rewards))
-    return Evaluation(np.array(returns), np.array(lengths), float(np.mean(q_errors)))
+        successes += [info["is_success"]] if "is_success" in info else []
+    successful = np.array(successes) if len(successes) == episodes else None
+    return Evaluation(np.array(returns), np.array(lengths), float(np.mean(q_errors)), successful)
 
 
 def final_evaluation(
     agent: Agent, args: RunArgs, folder: Path, global_step: int | None = None, signals: Signals | None = None
 ) -> Evaluation:
-    """Evaluate the run's best model (its latest if none was kept) on fresh starts, print the result and write it to the folder.
+    """Evaluate the run's best model (its latest if none was kept, or the one that --model names) on fresh starts, print the
+    result and write it to the folder.
 
     Args:
         global_step: the run's last step, if this ends a training. The result is then evaluation.json; an older one is renamed.
@@ -124,9 +133,9 @@ def final_evaluation(
         Stopped: if a signal asked for a stop; nothing is written then.
         TrainingError: if the result cannot be written; it is printed all the same.
     """
-    models = saved_models(folder)
-    if models:
-        load_model(agent, models[0])
+    model = choose_model(folder, args.model)
+    if model:
+        load_model(agent, model)
     video_folder = Path(args.output, "videos", folder.name).absolute() if args.capture_video else None
     try:
         place = folder / "evaluation.json" if global_step is not None else take_name(folder / "evaluate.json")
@@ -134,7 +143,9 @@ def final_evaluation(
         raise UsageError(f"--evaluate {folder}: no result can be written to it ({error.strerror})") from error
     name = f"{place.stem}-{global_step}" if global_step is not None and place.exists() else place.stem  # of no other film
     try:
-        evaluation = evaluate(agent, args, args.final_episodes, FINAL_EVALUATION_SEED, video_folder, name, signals)
+        seed = FINAL_EVALUATION_SEED if args.eval_seed is None else args.eval_seed
+        mode = "human" if args.render else None
+        evaluation = evaluate(agent, args, args.final_episodes, seed, video_folder, name, signals, render_mode=mode)
     except BaseException:
         if global_step is None:
             place.unlink()
@@ -145,18 +156,23 @@ def final_evaluation(
         "mean": mean,
         "std": std,
         "episodes": args.final_episodes,
-        "seeds": list(range(FINAL_EVALUATION_SEED, FINAL_EVALUATION_SEED + args.final_episodes)),
+        "seeds": list(range(seed, seed + args.final_episodes)),
         "returns": evaluation.returns.tolist(),
         "lengths": evaluation.lengths.tolist(),
         "q_bias": evaluation.q_bias,
-        "model": models[0].name if models else None,
+        "model": model.name if model else None,
+        "model_step": step_of_model(folder, model, global_step),
         "global_step": global_step,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(args.env_id),
     }
+    success = ""
+    if evaluation.successes is not None:
+        result["success"] = float(evaluation.successes.mean())
+        success = f", success {result['success']:.2f}"
     what = (
-        f"final evaluation: {mean:.1f} +- {std:.1f} over {args.final_episodes} episodes of {args.env_id} "
-        f"({models[0].name if models else 'latest networks'})"
+        f"final evaluation: {mean:.1f} +- {std:.1f}{success} over {args.final_episodes} episodes of {args.env_id} "
+        f"({model.name if model else 'latest networks'})"
     )
     try:
         if global_step is not None:
@@ -166,6 +182,17 @@ def final_evaluation(
         raise TrainingError(f"{what}, but {shown(place)} could not be written: {error.strerror}") from error
     say(f"{what}, written to {shown(place)}" + (f", filmed in {shown(video_folder)}" if video_folder else ""))
     return evaluation
+
+
+def step_of_model(folder: Path, model: Path | None, global_step: int | None) -> int | None:
+    """The step of training that a model of a run is of, as far as the folder tells."""
+    evaluations = read_evaluations(folder)
+    if model is not None and model.name == "best_model.pt":
+        return max(evaluations, key=lambda row: (row[1], row[0]))[0] if evaluations else None
+    if model is None or model.name == "model.pt":
+        ends = [global_step or 0, *(result["global_step"] for result in results_of(folder)), *(step for step, _ in evaluations)]
+        return max(ends) or None
+    return None
 
 
 def keep_result(place: Path) -> None:

@@ -100,9 +100,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace a file by a table of these rows, under the names that they share."""
+    """Replace a file by a table of these rows, under all the names that they have."""
     text = io.StringIO()
-    table = csv.DictWriter(text, rows[0])
+    table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
     table.writeheader()
     table.writerows(rows)
     replace_file(path, lambda file: file.write(text.getvalue().encode()))

@@ -1,4 +1,8 @@
-"""A run on the Hugging Face Hub: a folder that works by itself, and its upload."""
+"""A run on the Hugging Face Hub: a folder that works by itself, and its upload.
+
+python -m steadyrl.hub runs/<run name> --to FOLDER              # fill a new folder; no network
+python -m steadyrl.hub runs/<run name> --hf-entity ENTITY       # upload a run that is there
+"""
 
 import dataclasses
 import importlib.metadata
@@ -12,13 +16,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+import tyro
 
 from steadyrl.arguments import RunArgs, check_args, script_name
 from steadyrl.errors import UploadError, UsageError, in_one_line
-from steadyrl.family import SCRIPTS
+from steadyrl.family import SCRIPTS, find_script, import_script
 from steadyrl.models import saved_models
-from steadyrl.output import say
-from steadyrl.record import load_record, pins
+from steadyrl.output import guard, report, say
+from steadyrl.record import load_args, load_record, pins
 from steadyrl.run_folder import MODEL, RESULTS, ours, results_of
 
 # Of a run's folder: regular files of these names. Its checkpoints stay at home, and so does what a user keeps there.
@@ -27,7 +32,7 @@ UPLOADED = re.compile(
 )
 REPLACED = ("args.json", "*.pt", "*.onnx", "evaluat*.json", "evaluations.csv", "events.out.tfevents.*")  # of an earlier upload
 CODE = ("*.py", "*.toml", "py.typed")  # of this package: a downloaded folder can thus evaluate its own model
-NOT_IN_COMMAND = {"resume", "evaluate", "export", "output", "upload_model", "hf_entity"}
+NOT_IN_COMMAND = {"resume", "evaluate", "export", "model", "eval_seed", "render", "output", "upload_model", "hf_entity"}
 NOT_IN_COMMAND |= {"track", "wandb_project_name", "wandb_entity"}  # they tell where a run went, not what it is
 PRIVATE = ("output", "hf_entity", "wandb_project_name", "wandb_entity")  # a folder, and names, of this user
 
@@ -194,9 +199,56 @@ def upload(args: RunArgs, agent_name: str, run_dir: Path) -> None:
                 delete_patterns=[*REPLACED, "*.safetensors", "replay.mp4"],
             )
     except Exception as error:  # no network, no permission, a full disk: many types
-        again = ["python", sys.argv[0], "--evaluate", str(run_dir), "--upload-model"]
+        again = ["python", "-m", "steadyrl.hub", str(run_dir)]
         again += ["--hf-entity", args.hf_entity] if args.hf_entity else []
+        again += ["--script", inspect.getfile(type(args))] if script_name(type(args)) not in SCRIPTS else []
         raise UploadError(
             f"{run_dir} is whole but was not uploaded ({in_one_line(error)}), to try again: {shlex.join(again)}"
         ) from error
     say(f"{run_dir} is uploaded: {commit.commit_url}")
+
+
+@dataclasses.dataclass
+class Options:
+    """Fill a folder with all that a run needs to be used elsewhere, or upload it to the Hugging Face Hub."""
+
+    run: tyro.conf.Positional[Path]
+    """the run's folder"""
+    to: Path | None = None
+    """a folder to make and fill; nothing is uploaded then"""
+    hf_entity: str = ""
+    """the user or organisation on the Hugging Face Hub (empty: that of your token)"""
+    script: Path | None = None
+    """the training script, if it is one of your own"""
+
+
+def main() -> int:
+    """The command line; an expected error is one line and its status."""
+    guard()
+    options = tyro.cli(Options)
+    try:
+        name = load_record(options.run).get("script")
+        if options.script is None and name not in SCRIPTS:  # a forged args.json must not run other code
+            raise UsageError(f"{options.run}: is a run of {name}.py, give it with --script")
+        script = import_script(find_script(options.script or Path(f"{name}.py"))).main
+        args = dataclasses.replace(load_args(options.run, script.args_class), hf_entity=options.hf_entity)
+        if not saved_models(options.run) or not results_of(options.run):
+            raise UsageError(f"{options.run}: must hold a model and a final evaluation")
+        if options.to is None:
+            check_upload(args)
+            upload(args, script.agent_class.__name__, options.run)
+            return 0
+        try:
+            options.to.mkdir()
+        except OSError as error:
+            raise UsageError(f"--to {options.to}: must be a folder that can be made ({error.strerror})") from None
+        build_folder(args, script.agent_class.__name__, options.run, repo_id_of(args), options.to)
+        say(f"{options.run} is in {options.to}")
+    except (UsageError, UploadError, ImportError, SyntaxError, AttributeError, FileNotFoundError) as error:
+        report(error)
+        return 1 if isinstance(error, UploadError) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,6 +18,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from steadyrl.arguments import RunArgs
@@ -25,6 +26,10 @@ from steadyrl.errors import UsageError
 from steadyrl.files import WARNING_INTERVAL, WriteOrWarn, sync_folder
 from steadyrl.output import say
 
+METRICS = ("eval/final_return", "eval/best_return")
+# Flags that are not of the training, or private.
+NOT_LOGGED = {"resume", "evaluate", "export", "model", "eval_seed", "render"}
+NOT_LOGGED |= {"output", "hf_entity", "wandb_entity", "wandb_project_name"}
 SILENCE = 60.0  # seconds between two lines where no progress bar is shown
 
 
@@ -71,9 +76,20 @@ class Log:
             self.evaluation_before = events.Scalars("eval/episodic_return")[-1].step
 
     def hyperparameters(self) -> None:
-        """Log the arguments."""
-        table = "\n".join(f"|{name}|{value}|" for name, value in dataclasses.asdict(self.args).items())
+        """Log the arguments: as a table, and for TensorBoard's page HParams, where `result` gives them their metrics."""
+        values = dataclasses.asdict(self.args)
+        values = {name: values[name] for name in ("env_id", "seed", *values) if name not in NOT_LOGGED}
+        table = "\n".join(f"|{name}|{value}|" for name, value in values.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
+        plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
+        self.writer.add_summaries(*hparams(plain, dict.fromkeys(METRICS, 0.0))[:2])
+
+    def result(self, global_step: int, final: float, best: float | None) -> None:
+        """Log the final evaluation, and the mean of the best one before it."""
+        for name, value in zip(METRICS, (final, best), strict=True):
+            if value is not None:
+                self.writer.add_scalar(name, value, global_step)
+        self.writer.add_summaries(hparams({}, {})[2])
 
     def step(self, global_step: int, infos: dict[str, Any]) -> None:
         """Log the episodes that ended with this step of the environments, and show how far the run is."""
@@ -91,12 +107,14 @@ class Log:
             say(f"step {global_step:,} of {total:,}, {speed:.0f} steps/s, last return {last}, {left} left")
             self.line_step, self.line_time = global_step, now
 
-    def row(self, global_step: int, losses: dict[str, float]) -> None:
-        """Log losses, and the steps a second since the last such row."""
-        for name, loss in losses.items():
-            self.writer.add_scalar(f"losses/{name}", loss, global_step)
+    def row(self, global_step: int, losses: dict[str, float], charts: dict[str, float]) -> None:
+        """Log losses, other numbers and, once there were updates, the steps a second since the last row."""
         now = time.perf_counter()
-        self.writer.add_scalar("charts/SPS", (global_step - self.row_step) / (now - self.row_time), global_step)
+        if charts["updates"]:
+            charts = charts | {"SPS": (global_step - self.row_step) / (now - self.row_time)}
+        for group, values in (("losses", losses), ("charts", charts)):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{group}/{name}", value, global_step)
         self.row_step, self.row_time = global_step, now
 
     def evaluation(self, row: dict[str, float], episodes: int) -> None:
@@ -107,12 +125,13 @@ class Log:
             "episodic_return_std": std,
             "episodic_length": row["length"],
             "q_bias": row["q_bias"],
-        }
+        } | ({"success_rate": row["success"]} if "success" in row else {})
         for name, value in scalars.items() if step != self.evaluation_before else ():
             self.writer.add_scalar(f"eval/{name}", value, step)
         say(
             f"step {step}: evaluation {mean:.1f} +- {std:.1f} over {episodes} episodes "
             f"of mean length {row['length']:.0f}, q_bias {row['q_bias']:+.2f}"
+            + (f", success {row['success']:.2f}" if "success" in row else "")
         )
         self.status["evaluation"] = f"{mean:.1f}"
 
@@ -153,6 +172,11 @@ class EventWriter(SummaryWriter):
 
     def add_text(self, tag: str, text: str) -> None:  # type: ignore[override]
         self.attempt(super().add_text, tag, text)
+
+    def add_summaries(self, *summaries: Any) -> None:
+        """Log what is made already."""
+        for summary in summaries:
+            self.attempt(lambda summary=summary: self._get_file_writer().add_summary(summary))
 
     def sync(self) -> None:
         """Flush what was logged to the disk: what a later checkpoint belongs to must not be lost in a power cut."""

@@ -19,6 +19,20 @@ def saved_models(folder: Path) -> list[Path]:
     return [path for path in (folder / "best_model.pt", folder / "model.pt") if path.exists()]
 
 
+def choose_model(folder: Path, choice: str | None) -> Path | None:
+    """The model in a run folder that --model names: best, latest, or a file; the best before the latest if it is None.
+
+    Raises:
+        UsageError: if there is none of this name.
+    """
+    if choice is None:
+        return next(iter(saved_models(folder)), None)
+    place = {"best": folder / "best_model.pt", "latest": folder / "model.pt"}.get(choice, Path(choice))
+    if not place.is_file():
+        raise UsageError(f"--model {choice}: must be best, latest or a file, and {place} is none")
+    return place
+
+
 def not_finite(agent: Agent) -> str | None:
     """The name of a network with a weight that is not finite, if there is one."""
     for name, network in agent.networks.items():

@@ -38,6 +38,9 @@ class ExplorationNoise:
         start: its standard deviation (with ou: sigma).
         end: the value to which that falls linearly (None: it stays the same).
         steps: environment steps until the end is reached.
+
+    Attributes:
+        scale: the standard deviation of the latest draw.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class ExplorationNoise:
         self.start, self.end, self.steps = start, start if end is None else end, steps
         self.half_range = (action_space.high - action_space.low) / 2
         self.values = np.zeros(action_space.shape)  # of the Ornstein-Uhlenbeck process
+        self.scale = start
 
     def __call__(self, global_step: int, starting: np.ndarray) -> np.ndarray:
         """Draw (N, A) noise; where an episode is `starting`, (N,) bool, its process starts at 0."""
@@ -60,8 +64,8 @@ class ExplorationNoise:
         if self.process == "ou":
             self.values[starting] = 0
             drawn = self.values = self.values + THETA * -self.values * DT + np.sqrt(DT) * drawn
-        scale = self.start + min(1.0, global_step / self.steps) * (self.end - self.start)
-        return scale * self.half_range * drawn.astype(np.float32)
+        self.scale = self.start + min(1.0, global_step / self.steps) * (self.end - self.start)
+        return self.scale * self.half_range * drawn.astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """The current value of each Ornstein-Uhlenbeck process."""

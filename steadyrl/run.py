@@ -52,6 +52,7 @@ class Run:
         random: the generator of everything that training draws but the initial networks, which are torch's draws from the
             seed, and the first actions, which are the action space's.
         global_step: environment steps so far, over all environments: the clock of everything periodic.
+        charts: further numbers to log, by name.
 
     Raises:
         UsageError: before anything is created, if the arguments or the environment do not fit.
@@ -68,6 +69,7 @@ class Run:
         check_mode(args, self.device)
         self.random = RandomNumbers(args.seed)
         self.global_step = self.updates = 0
+        self.charts: dict[str, float] = {}
         self.elapsed = 0.0  # seconds of training before this process
         self.last_training_step = args.learning_starts
         self.losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
@@ -191,7 +193,13 @@ class Run:
                     what = f"--resume {shown(self.folder)}: its checkpoint does not fit this {name}"
                     raise UsageError(f"{what} ({in_one_line(error)[:300]})") from error
             rb.cut_off(envs.cut_off)
-        self.agent, self.envs, self.parts, self.others = agent, envs, parts, others  # whole now: what is saved after an error
+        self.agent, self.envs, self.rb, self.parts, self.others = (
+            agent,
+            envs,
+            rb,
+            parts,
+            others,
+        )  # whole now: what is saved after an error
         if self.checkpoint is None:
             return
         say(f"resumed at step {self.global_step}")
@@ -273,7 +281,8 @@ class Run:
         if log_due or self.evaluation_due or save_due:
             self.check_losses()
         if log_due:
-            self.log.row(self.global_step, {name: values[-1].item() for name, values in self.losses.items()})
+            self.charts |= {"updates": self.updates, "replay_size": self.rb.size() * self.args.num_envs}
+            self.log.row(self.global_step, {name: values[-1].item() for name, values in self.losses.items()}, self.charts)
             self.losses.clear()
         if self.evaluation_due or save_due:
             with self.log.paused():
@@ -374,12 +383,22 @@ class Run:
             self.envs.close()  # of some environments there can be only one
             self.signals.leaving = False
             try:
-                final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)
+                evaluation = final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)
             except Stopped:
                 self.stop("stopped in the final evaluation")
+            best = max((row["mean"] for row in self.evaluations), default=None)
+            self.log.result(self.global_step, float(evaluation.returns.mean()), best)
+            self.say_what_next()
         else:
             goal = "" if self.target_reached else f", a --total-timesteps above {self.args.total_timesteps} goes on with it"
             say(f"{shown(self.folder)} is finished at step {self.global_step}{goal}")
+
+    def say_what_next(self) -> None:
+        """Three commands that a user may want after a training."""
+        script, folder = shlex.quote(sys.argv[0]), shlex.quote(str(shown(self.folder)))
+        say(f"to watch: tensorboard --logdir {shlex.quote(str(shown(self.folder.parent)))}")
+        say(f"to film:  python {script} --evaluate {folder} --capture-video")
+        say(f"to go on: python {script} --resume {folder} --total-timesteps {2 * self.args.total_timesteps}")
 
     def state_dict(self) -> dict[str, Any]:
         """The clock, the losses and evaluations so far, and the settings."""

@@ -127,6 +127,14 @@ def reward_of(value: Any, finite: bool) -> float:
     return value
 
 
+def success_of(info: Any) -> dict[str, float]:
+    """What the info of an episode's last step says of its success, as environments with goals do; empty if nothing."""
+    try:
+        return {"is_success": float(np.asarray(info["is_success"]).item())}
+    except (TypeError, KeyError, IndexError, ValueError):
+        return {}
+
+
 def flag_of(name: str, value: Any) -> bool:
     """One of the two flags of a step; a Misfit if it is not true or false."""
     if isinstance(value, bool | np.bool_):

@@ -361,7 +361,10 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
                 running.remove(job)
                 end = job.end()
                 failures += end == "failed"
-                show(f"{job.name} {end}: {job.last_lines(6 if end == 'failed' else 1)}")
+                lines = job.last_lines(6).splitlines()
+                if end != "failed":  # after the result come commands
+                    lines = [line for line in lines if not line.startswith("to ")][-1:]
+                show(f"{job.name} {end}: " + "\n".join(lines))
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if signals:

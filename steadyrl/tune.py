@@ -25,7 +25,7 @@ import filelock
 
 from steadyrl import sweep
 from steadyrl.errors import UsageError
-from steadyrl.files import shown
+from steadyrl.files import shown, write_csv
 from steadyrl.output import say, show
 from steadyrl.run_folder import list_checkpoints, read_evaluations, step_of
 
@@ -156,7 +156,21 @@ class Tuner:
             self.study.tell(trial, mean([*means.values()][-5:]))  # five, as in compare.py
         elif self.pruned or "failed" in states:
             self.study.tell(trial, state=self.optuna.trial.TrialState["PRUNED" if self.pruned else "FAIL"])
+        with filelock.FileLock(f"{self.journal}.claim"):
+            write_csv(self.journal.with_suffix(".csv"), self.table())
         return status
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each trial: its number, state, value, the seeds, the steps of its last evaluation, and the flags tried."""
+        rows = []
+        for trial in self.study.get_trials(deepcopy=False):
+            steps = max(trial.intermediate_values, default=0)
+            value = "" if trial.value is None else f"{trial.value:.6g}"
+            flags = {f"--{name.replace('_', '-')}": trial.params.get(name, "") for name in self.space}
+            flags = {name: f"{tried:.4g}" if isinstance(tried, float) else tried for name, tried in flags.items()}
+            row = {"trial": trial.number, "state": trial.state.name.lower(), "value": value}
+            rows.append(row | {"seeds": " ".join(map(str, self.seeds)), "steps": steps} | flags)
+        return rows
 
 
 def contains(kind: Any, value: Any) -> bool:
@@ -181,6 +195,12 @@ def tune(options: Options) -> int:
         jobs = [Worker(job.script, [*sys.argv[1:], "--worker"], job.args | steps) for job in jobs]
         os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
         status = sweep.sweep(jobs, replace(options, workers=workers, cpus=options.cpus * len(tuner.seeds)))
+    if rows := tuner.table():
+        write_csv(tuner.journal.with_suffix(".csv"), rows)
+        table = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+        show("\n".join([*lines, f"this table is {shown(tuner.journal.with_suffix('.csv'))}"]))
     states = [trial.state.name.lower() for trial in tuner.study.trials]
     show(f"{options.trials} trials: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
     if "complete" in states:

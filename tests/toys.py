@@ -284,6 +284,18 @@ class Unfit(Toy):
         return self.observation_space.sample(), {}
 
 
+class Goal(PendulumLike):
+    """Its episodes succeed if their seed is even."""
+
+    def reset(self, *, seed=None, options=None):
+        self.succeeds = seed is not None and seed % 2 == 0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        return obs, reward, terminated, truncated, {"is_success": np.bool_(self.succeeds)}
+
+
 class ClosesOutput(PendulumLike):
     """Closes what it thinks is its own."""
 
@@ -301,6 +313,7 @@ register("Identity-v0", Identity)
 register("Bounds-v0", Bounds, max_episode_steps=50)
 register("Pendulum-like-v0", PendulumLike)
 register("ClosesOutput-v0", ClosesOutput)
+register("Goal-v0", Goal)
 register("NaNObservation-v0", NotFinite, kwargs={"field": "observation", "value": np.nan})
 register("HugeObservation-v0", NotFinite, kwargs={"field": "observation", "value": 1e300})  # infinite in float32
 register("NaNReward-v0", NotFinite, kwargs={"field": "reward", "value": np.nan})
