@@ -1,4 +1,4 @@
-"""What mkdocs needs to follow links that leave docs/: pictures, scripts and tests become files of the site, at their own paths."""
+"""Lets mkdocs follow links that leave docs/: pictures, scripts and tests become files of the site, at their own paths."""
 
 import posixpath
 import re
@@ -8,7 +8,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)")
+LINK = re.compile(r"(\]\(|src=\")((?:\.\./)+[^)#\s\"]+)")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:

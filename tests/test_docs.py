@@ -1,5 +1,6 @@
 """README and docs/: short, in short sentences, and true to the files, flags and lines that they name."""
 
+import csv
 import importlib
 import re
 import shlex
@@ -32,7 +33,9 @@ def prose(page: Path) -> list[str]:
     text = FENCED.sub("\n", GENERATED.sub("\n", page.read_text()))
     text = "\n".join("" if NO_PROSE.match(line.strip()) else line for line in text.splitlines())
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text)  # of a link its text
-    return [" ".join(part.split()) for part in re.split(r"\n\s*\n|^\s*(?:[-*]|\d+\.) ", text, flags=re.MULTILINE) if part.strip()]
+    return [
+        " ".join(part.split()) for part in re.split(r"\n\s*\n|^\s*(?:[-*]|\d+\.) ", text, flags=re.MULTILINE) if part.strip()
+    ]
 
 
 def code(page: Path, *languages: str) -> list[str]:
@@ -92,6 +95,40 @@ def test_an_algorithms_page_quotes_its_script(page, script):
     quoted = [line for block in code(ROOT / "docs" / "algorithms" / f"{page}.md", "python") for line in block.splitlines()]
     lines = {line.strip() for line in (ROOT / f"{script}.py").read_text().splitlines()}
     assert quoted and [line for line in quoted if line.strip() not in lines] == []
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with open(ROOT / "benchmarks" / "results" / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_comparison_of_the_readme_is_what_was_measured():
+    readme = (ROOT / "README.md").read_text()
+    what = ("env_id", "num_envs", "fill", "matmul_precision", "compared_with")
+    rows = [row for row in rows_of("speed") if "cores" in row["machine"]]
+    rows = [row for row in rows if [row[name] for name in what] == ["Hopper-v4", "1", "0", "highest", "stable-baselines3"]]
+    latest = {(row["script"], row["side"]): row["rate"] for row in rows}
+    for script in ("ddpg_continuous_action", "sac_continuous_action"):
+        ours, theirs = latest[script, "compile"], latest[script, "stable-baselines3"]
+        assert f"steps a second on two CPU cores | {ours} | {theirs} |" in readme
+    assert f"| {len((ROOT / 'ddpg_continuous_action.py').read_text().splitlines())}, in one script |" in readme
+    killed = rows_of("kill_test")
+    same = sum(not row["differs"] for row in killed)
+    assert f"| {same} of {len(killed)} runs the same |" in readme
+
+
+def test_the_figures_of_reliability_are_those_of_the_files():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    for script, name in (("ddpg_continuous_action", "DDPG"), ("sac_continuous_action", "SAC"), ("dqn", "DQN")):
+        rows = [row for row in rows_of("kill_test") if row["script"] == script]
+        writing = sum("while writing" in row["killed"] for row in rows)
+        assert f"| {name} | {sum(not row['differs'] for row in rows)} of {len(rows)} | {writing} |" in page
+    cuts, hit = rows_of("power_cut"), rows_of("chaos")
+    assert f"**{sum(not row['differs'] for row in cuts)} of {len(cuts)} power cuts**" in page
+    hits = [int(row["hits"]) for row in hit]
+    same = sum(not row["differs"] for row in hit)
+    words = f"{same} of {len(hit)} disturbed runs ended bit-identical, after {sum(hits)} hits, {min(hits)} to {max(hits)} for"
+    assert words in " ".join(page.split())
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The recipes of docs/results.md: their commands run, and their tables say what the results file says."""
 
 import importlib
+import re
 import shlex
 import sys
 
@@ -109,6 +110,20 @@ def test_the_training_return_is_of_the_last_100_episodes(run):
 def test_the_table_and_the_results_agree():
     _, rest = recipes.PAGE.read_text().split(recipes.MARKS[0])
     assert rest.split(recipes.MARKS[1])[0] == recipes.table()
+
+
+def test_readme_and_pages_say_what_the_results_say():
+    """Each command of a recipe in the README, and each triple of returns, which are those of seeds 1, 2 and 3."""
+    means: dict[str, list[str]] = {}
+    for row in sorted(recipes.read_results(), key=lambda row: int(row["seed"])):
+        means.setdefault(row["task"], []).append(f"{float(row['mean']):.1f}")
+    known = {(recipes.RECIPES[task].env_id, "; ".join(each)) for task, each in means.items()}
+    readme = (ROOT / "README.md").read_text()
+    pages = [readme, *(path.read_text() for path in (ROOT / "docs" / "algorithms").glob("*.md"))]
+    said = [found for text in pages for found in re.findall(r"^\| ([\w-]+-v\d)\b.* (\S+; \S+; \S+) \|$", text, re.MULTILINE)]
+    assert len(said) > 15 and set(said) <= known
+    (block,) = re.findall(r"## Six tasks\n.*?```bash\n(.*?)```", readme, re.DOTALL)
+    assert len(block.splitlines()) == 6 and set(block.splitlines()) <= set(map(recipes.command, recipes.RECIPES.values()))
 
 
 def test_the_page_and_the_comparison_agree():
