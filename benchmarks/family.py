@@ -1,6 +1,6 @@
 """DQN, DDPG and SAC in its three steps on InvertedPendulum-v5: environment steps and minutes to a greedy return of 950.
 
-    python benchmarks/family.py     # writes the README's table and benchmarks/results/family.png
+    python benchmarks/family.py     # writes its table in docs/results.md, and benchmarks/results/family.png
 
 Both come from the results of `python benchmarks/recipes.py --task inverted_pendulum` and its sisters: the first evaluation
 of each seed that reached the goal, and the time from the start of training to its end.
@@ -58,11 +58,9 @@ def draw() -> None:
 
 
 def main() -> None:
-    """Write the figure, and the table between the marks in the README."""
+    """Write the figure, and the table between the marks in docs/results.md."""
     draw()
-    readme = recipes.ROOT / "README.md"
-    before, rest = readme.read_text().split(MARKS[0])
-    readme.write_text(f"{before}{MARKS[0]}{table()}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    recipes.write_between(MARKS, table())
 
 
 if __name__ == "__main__":

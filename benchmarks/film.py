@@ -1,4 +1,4 @@
-"""Film the first episode of a run's final evaluation as a GIF that is small enough for the README.
+"""Film the first episode of a run's final evaluation as a GIF that is small enough for a web page.
 
     python benchmarks/film.py runs/<run name> benchmarks/results/pendulum.gif
 

@@ -1,7 +1,7 @@
-"""The recipes of the README: tasks, the one command that solves each, and what it reached over seeds.
+"""The recipes of docs/results.md: tasks, the one command that solves each, and what it reached over seeds.
 
     python benchmarks/recipes.py --task pendulum --seeds 1 2 3 --workers 2   # run what has no result yet, by steadyrl.sweep
-    python benchmarks/recipes.py --readme                                    # write the README's table from the results
+    python benchmarks/recipes.py --docs                                      # write the tables of docs/results.md
 
 The results of finished runs go to benchmarks/results/recipes.csv, a row per seed, and their evaluations to
 benchmarks/results/curves/, where the pictures are drawn from. On SLURM the runs end later: the same command again collects
@@ -32,8 +32,9 @@ from steadyrl.checkpoints import load_checkpoint  # noqa: E402
 from steadyrl.errors import UsageError  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "recipes.csv"
+PAGE = ROOT / "docs" / "results.md"
 CURVES = ROOT / "benchmarks" / "results" / "curves"
-MARKS = "<!-- recipes: written by benchmarks/recipes.py --readme -->\n", "<!-- end of recipes -->\n"
+MARKS = "<!-- recipes: written by benchmarks/recipes.py --docs -->\n", "<!-- end of recipes -->\n"
 COLUMNS = (
     *("task", "seed", "steps", "wall_seconds", "mean", "std", "returns", "model_step", "last_five", "q_bias"),
     *("training_return", "goal_step", "goal_seconds", "date", "versions", "command"),
@@ -180,12 +181,12 @@ class Options:
     """this machine or SLURM, as in steadyrl.sweep"""
     status: bool = False
     """show where each run is, and start nothing"""
-    readme: bool = False
-    """write the README's table from the results instead of running anything"""
+    docs: bool = False
+    """write the tables of docs/results.md from the results, and run nothing"""
 
 
 def command(recipe: Recipe) -> str:
-    """The command as the README prints it."""
+    """The command as docs/results.md prints it."""
     return f"python {recipe.script} --env-id {recipe.env_id} {recipe.flags}".rstrip()
 
 
@@ -281,7 +282,7 @@ def run_all(options: Options) -> int:
 
 
 def table() -> str:
-    """The README's section: a row per seed of each task that was run, and its command and learning curve."""
+    """The section of docs/results.md: a row per seed of each task that was run, and its command and learning curve."""
     rows = ["| task | algorithm | goal | seed | steps | minutes | greedy mean +- std | last five | q_bias |"]
     rows.append("|---" * 9 + "|")
     commands = []
@@ -300,7 +301,7 @@ def table() -> str:
         commands.append(f"### {recipe.env_id}, {recipe.algorithm}\n\n```bash\n{install}{command(recipe)}\n```\n")
         for picture, what in ((f"{task}.png", "learning curves"), (f"{task}.gif", "an episode of the final evaluation")):
             if (RESULTS.parent / picture).exists():
-                commands.append(f"![{what}](benchmarks/results/{picture})\n")
+                commands.append(f"![{what}](../benchmarks/results/{picture})\n")
     return "\n".join([*rows, "", *beside_published(), "", *commands])
 
 
@@ -328,19 +329,17 @@ def beside_published() -> list[str]:
     return rows
 
 
-def write_readme() -> None:
-    """Replace what stands between the marks in the README by the table."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    readme.write_text(f"{before}{MARKS[0]}{table()}{MARKS[1]}{after}")
+def write_between(marks: tuple[str, str], text: str) -> None:
+    """Replace the text between two marks in docs/results.md."""
+    before, rest = PAGE.read_text().split(marks[0])
+    PAGE.write_text(f"{before}{marks[0]}{text}{marks[1]}{rest.split(marks[1])[1]}")
 
 
 if __name__ == "__main__":
     options = tyro.cli(Options)
     os.chdir(ROOT)
-    if options.readme:
-        write_readme()
+    if options.docs:
+        write_between(MARKS, table())
         sys.exit()
     try:
         sys.exit(run_all(options))

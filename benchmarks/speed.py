@@ -11,7 +11,7 @@
     python benchmarks/speed.py --sides "compile --n-steps 3" compile             # with flags of the script against without
     python benchmarks/speed.py --profile                                         # microseconds by part of the loop
     python benchmarks/speed.py --break-even                                      # how long a run must be to compile it
-    python benchmarks/speed.py --readme                                          # write the README's table from the results
+    python benchmarks/speed.py --docs                                            # write the tables of docs/speed.md
 
 Each side trains in a process of its own. After its warm-up it is stopped, and then the sides go on in turns, a few seconds
 each: what slows the machine down for a minute slows all of them. A figure is the median over the rounds; a ratio is taken
@@ -53,7 +53,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "speed.csv"
-MARKS = "<!-- speed: written by benchmarks/speed.py --readme -->\n", "<!-- end of speed -->\n"
+PAGE = ROOT / "docs" / "speed.md"
+MARKS = "<!-- speed: written by benchmarks/speed.py --docs -->\n", "<!-- end of speed -->\n"
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 
@@ -89,8 +90,8 @@ class Options:
     """print microseconds by part of the loop instead, of the first side"""
     break_even: bool = False
     """print instead after how many updates the compiled agent of ddpg_continuous_action.py has saved what its building took"""
-    readme: bool = False
-    """write the README's table from the results instead of measuring"""
+    docs: bool = False
+    """write the tables of docs/speed.md from the results, and measure nothing"""
     side: str = ""
     """used by the benchmark itself: be this side"""
     counter: Path = Path("counter")
@@ -464,16 +465,13 @@ def compare(num_envs: int, fill: int, options: Options) -> None:
 
 
 def table() -> str:
-    """The README's section: the latest measurement of each thing, without what it is compared with."""
+    """The section of docs/speed.md: a table per machine with the latest measurement of each thing. The rest is in the CSV."""
     latest = {}
     with open(RESULTS, newline="") as file:
         for row in csv.DictReader(file):
             what = ("machine", "script", "env_id", "num_envs", "fill", "threads", "matmul_precision")
             key = (*what, "side", "compared_with")
             latest[tuple(row[name] for name in key)] = row
-    columns = ("machine", "algorithm", "environment", "environments", "in the buffer", "threads", "side", "steps a second")
-    rows = ["| " + " | ".join((*columns, "ratio", "to", "limit", "MB")) + " |"]
-    rows.append("|---" * 12 + "|")
 
     def order(row: dict[str, str]) -> tuple:
         among_ourselves = row["compared_with"] != "stable-baselines3"
@@ -481,18 +479,23 @@ def table() -> str:
         size = int(row["num_envs"]), int(row["fill"])
         return row["machine"], algorithm, among_ourselves, precision, row["env_id"], *size
 
-    for row in sorted(latest.values(), key=order):
-        if row["compared_with"] in (row["side"], f"{row['side']}@{row['threads']}"):
-            continue  # what the others are compared with: a ratio of 1
-        if row["matmul_precision"] != "highest":
-            row["side"] += f" ({row['matmul_precision']})"
-        row["fill"] = f"{int(row['fill']):,}"
-        row["script"] = AGENTS[row["script"]]
-        cells = "{machine} | {script} | {env_id} | {num_envs} | {fill} | {threads} | {side} | "
-        cells += "{rate} ({rate_min} to {rate_max}) | {ratio} ({ratio_min} to {ratio_max}) | {compared_with} | "
-        cells += "{matrix_limit_share} | {megabytes}"
-        rows.append(f"| {cells.format(**row)} |")
-    return "\n".join(rows) + "\n"
+    lines: list[str] = []
+    for name, rows in itertools.groupby(sorted(latest.values(), key=order), key=lambda row: row["machine"]):
+        columns = ("algorithm", "environment", "environments", "side", "steps a second", "ratio", "to")
+        lines += [""] * bool(lines) + [f"### {name}", "", "| " + " | ".join(columns) + " |", "|---" * 7 + "|"]
+        for row in rows:
+            if row["compared_with"] in (row["side"], f"{row['side']}@{row['threads']}"):
+                continue  # what the others are compared with: a ratio of 1
+            if row["matmul_precision"] != "highest":
+                row["side"] += f" ({row['matmul_precision']})"
+            if row["threads"] != "2":
+                row["side"] += f" ({row['threads']} threads)"
+            if row["fill"] != "0":
+                row["env_id"] += f", {int(row['fill']):,} stored"
+            cells = "{script} | {env_id} | {num_envs} | {side} | {rate} ({rate_min} to {rate_max}) | "
+            cells += "{ratio} ({ratio_min} to {ratio_max}) | {compared_with}"
+            lines.append(f"| {cells.format(**row | {'script': AGENTS[row['script']]})} |")
+    return "\n".join(lines) + "\n"
 
 
 def main(options: Options) -> None:
@@ -522,10 +525,9 @@ def main(options: Options) -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             profile(options)
-    elif options.readme:
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text().split(MARKS[0])
-        readme.write_text(f"{before}{MARKS[0]}{table()}{MARKS[1]}{rest.split(MARKS[1])[1]}")
+    elif options.docs:
+        before, rest = PAGE.read_text().split(MARKS[0])
+        PAGE.write_text(f"{before}{MARKS[0]}{table()}{MARKS[1]}{rest.split(MARKS[1])[1]}")
     else:
         for num_envs in options.num_envs:
             for fill in options.fill:

@@ -1,6 +1,7 @@
-"""The README's recipes: their commands run, and their table says what the results file says."""
+"""The recipes of docs/results.md: their commands run, and their tables say what the results file says."""
 
 import importlib
+import re
 import shlex
 import sys
 
@@ -47,8 +48,8 @@ def test_a_recipe_runs(run, task):
 
 
 def test_the_table_of_three_algorithms(monkeypatch):
-    """It stands in the README; medians over seeds; a seed that never reached the goal counts as the last of them."""
-    _, rest = (ROOT / "README.md").read_text().split(family.MARKS[0])
+    """It stands in docs/results.md; medians over seeds; a seed that never reached the goal counts as the last of them."""
+    _, rest = recipes.PAGE.read_text().split(family.MARKS[0])
     assert rest.split(family.MARKS[1])[0] == family.table()
     steps = {1: ("10016", "90"), 2: ("30016", "60"), 3: ("", "")}
     rows = [{"seed": str(n), "goal_step": step, "goal_seconds": seconds} for n, (step, seconds) in steps.items()]
@@ -106,15 +107,29 @@ def test_the_training_return_is_of_the_last_100_episodes(run):
     assert recipes.training_return(recipes.read_events(folder)) == pytest.approx(sum(returns[50:]) / 100)
 
 
-def test_the_readme_and_the_results_agree():
-    before, rest = (ROOT / "README.md").read_text().split(recipes.MARKS[0])
+def test_the_table_and_the_results_agree():
+    _, rest = recipes.PAGE.read_text().split(recipes.MARKS[0])
     assert rest.split(recipes.MARKS[1])[0] == recipes.table()
 
 
-def test_the_readme_and_the_comparison_agree():
+def test_readme_and_pages_say_what_the_results_say():
+    """Each command of a recipe in the README, and each triple of returns, which are those of seeds 1, 2 and 3."""
+    means: dict[str, list[str]] = {}
+    for row in sorted(recipes.read_results(), key=lambda row: int(row["seed"])):
+        means.setdefault(row["task"], []).append(f"{float(row['mean']):.1f}")
+    known = {(recipes.RECIPES[task].env_id, "; ".join(each)) for task, each in means.items()}
+    readme = (ROOT / "README.md").read_text()
+    pages = [readme, *(path.read_text() for path in (ROOT / "docs" / "algorithms").glob("*.md"))]
+    said = [found for text in pages for found in re.findall(r"^\| ([\w-]+-v\d)\b.* (\S+; \S+; \S+) \|$", text, re.MULTILINE)]
+    assert len(said) > 15 and set(said) <= known
+    (block,) = re.findall(r"## Six tasks\n.*?```bash\n(.*?)```", readme, re.DOTALL)
+    assert len(block.splitlines()) == 6 and set(block.splitlines()) <= set(map(recipes.command, recipes.RECIPES.values()))
+
+
+def test_the_page_and_the_comparison_agree():
     """The table of two critics beside plain DDPG is the one that compare.py wrote, of all runs that there are."""
     table = (ROOT / "benchmarks" / "results" / "two_critics.md").read_text().split("\n\n")[0]
-    assert table in (ROOT / "README.md").read_text()
+    assert table in recipes.PAGE.read_text()
     algorithms = {"two": "TD3", "plain": "DDPG"}
     tasks = {(recipe.env_id, recipe.algorithm): task for task, recipe in recipes.RECIPES.items()}
     for line in [line for line in table.splitlines()[2:] if " tasks, normalised " not in line]:
