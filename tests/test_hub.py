@@ -148,7 +148,7 @@ def test_a_run_is_uploaded_comes_back_and_works_by_itself(tmp_path):
     command = [sys.executable, "ddpg_continuous_action.py", "--evaluate", "."]
     done = subprocess.run(command, cwd=policy, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    results = [json.loads((policy / name).read_text())["returns"] for name in ("evaluation.json", "evaluation-3.json")]
+    results = [json.loads((policy / name).read_text())["returns"] for name in ("evaluation.json", "evaluate-2.json")]
     assert results[0] == results[1]
 
 
