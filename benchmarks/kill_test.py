@@ -6,12 +6,13 @@
 Compared are SHA-256 sums of the weights, the optimisers, the replay buffer, the generators, the environments, the logged
 scalars, the evaluations and the final result. Prints a line per trial, then trials, survivors and the first difference;
 the status is 1 if there is one. The trials go to benchmarks/results/kill_test.csv, in the place of those of the same script
-on the same device.
+on the same device (with --tasks, only of the same tasks).
 """
 
 import csv
 import os
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -47,8 +48,26 @@ CONTINUOUS += [
     for env_id in ("BipedalWalker-v3", "BipedalWalkerHardcore-v3", "toys:CarriesState-v0", "toys:LegacyGenerator-v0")
     for environments in ("1", "3 --vectorization async")
 ]
+# Environments with bad habits, each of which must not hurt: `--tasks border_toys` tries them alone.
+BORDER = [
+    f"--env-id border_toys:{name}-v0 {flags}"
+    for name, flags in (
+        *(("ReusesItsArray", f"""--env-kwargs '{{"ends": "{ends}"}}'""") for ends in ("truncated", "terminated")),
+        ("ReusesItsArray", "--num-envs 3"),
+        ("ReusesItsArray", "--num-envs 3 --vectorization async --n-steps 3"),
+        ("WritesIntoActions", ""),
+        ("WritesIntoActions", "--num-envs 3 --vectorization async"),
+        *(("Seeds", f"""--env-kwargs '{{"where": "{where}"}}'""") for where in ("init", "reset", "step")),
+        ("SharesItsWorld", ""),
+        ("SharesItsWorld", "--num-envs 3 --vectorization async"),
+        ("DoesNotClose", ""),
+        ("Strict", ""),
+        *(("GoesElsewhere", f"""--env-kwargs '{{"where": "{where}"}}'""") for where in ("reset", "step")),
+        *(("Odd", f"""--env-kwargs '{{"kind": "{kind}"}}'""") for kind in ("locked", "wide")),
+    )
+]
 TASKS = {
-    "ddpg_continuous_action": CONTINUOUS,
+    "ddpg_continuous_action": CONTINUOUS + BORDER,
     "td3_continuous_action": [
         f"--env-id {env_id} --num-envs {environments}"
         for env_id in ("Hopper-v4", "Pendulum-v1", "Ant-v5")
@@ -110,7 +129,7 @@ def finish(run: subprocess.Popen) -> None:
 def reference(script: str, task: str) -> tuple[dict[str, str], float]:
     """The fingerprint of a run left alone, and the seconds from its first line to its end."""
     with tempfile.TemporaryDirectory() as cwd:
-        run = start(cwd, script, *FLAGS.split(), *task.split())
+        run = start(cwd, script, *FLAGS.split(), *shlex.split(task))
         for line in run.stdout or ():
             if line.startswith("training on"):
                 break
@@ -126,7 +145,7 @@ def trial(script: str, task: str, expected: dict[str, str], after: int, delay: f
         where it was killed, and the parts that differ.
     """
     with tempfile.TemporaryDirectory() as cwd:
-        run = start(cwd, script, *FLAGS.split(), *task.split())
+        run = start(cwd, script, *FLAGS.split(), *shlex.split(task))
         for line in run.stdout or ():
             if line.startswith("training on"):
                 break
@@ -164,8 +183,12 @@ def main(options: Options) -> int:
                 flush=True,
             )
     with open(RESULTS, newline="") as file:
-        replaced = options.script, options.cuda
-        others = [row for row in csv.DictReader(file) if (row["script"], "--cuda" in row["task"]) != replaced]
+        replaced = options.script, options.cuda, True
+        others = [
+            row
+            for row in csv.DictReader(file)
+            if (row["script"], "--cuda" in row["task"], options.tasks in row["task"]) != replaced
+        ]
     with open(RESULTS, "w", newline="") as file:
         table = csv.DictWriter(file, rows[0])
         table.writeheader()

@@ -29,8 +29,9 @@ class Must(NamedTuple):
     test: Callable[[Any], bool]
 
 
-Count = Annotated[int, Must("a whole number, 1 or more", lambda n: n >= 1)]
-CountOrZero = Annotated[int, Must("a whole number, 0 or more", lambda n: n >= 0)]
+LARGEST = 10**15  # of which a float64 still knows each whole number
+Count = Annotated[int, Must("a whole number, 1 or more and at most 10^15", lambda n: 1 <= n <= LARGEST)]
+CountOrZero = Annotated[int, Must("a whole number, 0 or more and at most 10^15", lambda n: 0 <= n <= LARGEST)]
 Threads = Annotated[int, Must("a whole number, 1 to 1024", lambda n: 1 <= n <= 1024)]  # of a billion PyTorch dies
 Positive = Annotated[float, Must("above 0 and finite", lambda x: 0 < x < math.inf)]
 Seconds = Annotated[float, Must("above 0 and at most 1,000,000", lambda x: 0 < x <= 1e6)]  # a clock cannot count to 1e300
@@ -50,7 +51,7 @@ Sizes = Annotated[
         lambda sizes: max(sizes) <= 100_000 and all(a * b <= 100_000_000 for a, b in itertools.pairwise(sizes)),
     ),
 ]
-CountOrAll = Annotated[int, Must("a whole number, 1 or more, or -1", lambda n: n >= 1 or n == -1)]
+CountOrAll = Annotated[int, Must("a whole number, 1 or more, or -1", lambda n: 1 <= n <= LARGEST or n == -1)]
 
 
 def parse_json(texts: list[str]) -> Any:

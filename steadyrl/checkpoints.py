@@ -60,18 +60,24 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     Raises:
         UsageError: if there are checkpoints and each is damaged, or of the older format.
     """
-    checkpoints = list_checkpoints(folder)
+    try:
+        checkpoints = list_checkpoints(folder)
+    except OSError as error:
+        raise UsageError(f"--resume {folder.parent}: its checkpoints cannot be read ({error.strerror})") from error
     for path in checkpoints:
         try:
             if not is_whole(path):
                 raise ValueError("it is not as it was written")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            newer = state.get("format", 1) > FORMAT
+            if not newer:
+                state = dict(state if "format" in state else from_format_1(state))
         except Exception as error:  # damaged and forged files raise errors of many types
             say(f"checkpoint {path} is damaged and skipped ({' '.join(str(error).split())[:100]})")
             continue
-        if state.get("format", 1) > FORMAT:
+        if newer:
             raise UsageError(f"--resume {folder.parent}: its checkpoints are of a newer version: resume it with that")
-        return state if "format" in state else from_format_1(state)
+        return state
     if checkpoints:
         raise UsageError(f"--resume {folder.parent}: must hold a whole checkpoint, and all of them are damaged")
     if any(folder.glob("[0-9]*/state.pt")):

@@ -59,7 +59,10 @@ def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
         agent = agent_class(env.observation_space, env.action_space, args, set_up_device(args))
     evaluation = final_evaluation(agent, args, run_dir)
     if args.export:
-        export_onnx(agent, env, model)
+        try:
+            export_onnx(agent, env, model)
+        except OSError as error:
+            raise TrainingError(f"--export {args.export}: the file could not be written ({error.strerror})") from error
     return evaluation
 
 

@@ -501,6 +501,8 @@ def compare(args: Args) -> None:
         UsageError: before anything is written.
     """
     stem = args.output.with_suffix("") if args.output.suffix in (".png", ".pdf", ".md") else args.output
+    if not stem.name:
+        raise UsageError(f"--output {args.output}: must be the name of files, without their endings")
     files = [stem.with_name(stem.name + ending) for ending in (".png", ".pdf", ".md")]
     for file in files:
         if file.exists() and not args.overwrite:
@@ -522,13 +524,13 @@ def compare(args: Args) -> None:
 
     name, statistic = STATISTICS[args.aggregate]
     table = make_table(tasks, pooled, baseline, name, statistic)
-    text = "\n".join([table, "", *(f"- {note}" for note in notes), READING])
+    text = "\n".join([table, "", *(f"- {' '.join(note.split())}" for note in notes), READING])
     panels = make_panels(tasks, pooled, baseline, statistic)
     counts = {group: [len(task.scores[group]) for task in tasks.values() if group in task.scores] for group in groups}
     labels = {group: f"{group} (n = {' to '.join(map(str, sorted({min(n), max(n)})))})" for group, n in counts.items()}
     stem.parent.mkdir(parents=True, exist_ok=True)
     draw(panels, labels, f"{name.capitalize()} with 95% stratified bootstrap intervals over runs; {COVERAGE}.", files[:2])
-    files[2].write_text(text)
+    files[2].write_text(text, encoding="utf-8", errors="backslashreplace")
     show(f"{text}wrote {', '.join(map(str, files))}")
 
 

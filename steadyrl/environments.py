@@ -52,7 +52,11 @@ def make_env(
     env = make_replayable_env(args, index, render_mode or ("rgb_array" if video_folder else None), rebuild, finite)
     if video_folder is None:
         return env
-    return FilmedEnv(env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name)
+    try:
+        return FilmedEnv(env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name)
+    except OSError as error:
+        say(f"warning: there will be no films, {video_folder} cannot be made ({error.strerror})")
+        return env
 
 
 def has_display() -> bool:

@@ -2,7 +2,9 @@
 
 import datetime
 import math
+import os
 import re
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from steadyrl.agent import Agent
 from steadyrl.arguments import RunArgs
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError
-from steadyrl.files import shown, take_name, write_json
+from steadyrl.files import json_of, shown, take_name, write_json, write_new
 from steadyrl.models import choose_model, load_model
 from steadyrl.output import say
 from steadyrl.record import versions
@@ -137,19 +139,15 @@ def final_evaluation(
     if model:
         load_model(agent, model)
     video_folder = Path(args.output, "videos", folder.name).absolute() if args.capture_video else None
-    try:
-        place = folder / "evaluation.json" if global_step is not None else take_name(folder / "evaluate.json")
-    except OSError as error:
-        raise UsageError(f"--evaluate {folder}: no result can be written to it ({error.strerror})") from error
-    name = f"{place.stem}-{global_step}" if global_step is not None and place.exists() else place.stem  # of no other film
-    try:
-        seed = FINAL_EVALUATION_SEED if args.eval_seed is None else args.eval_seed
-        mode = "human" if args.render else None
-        evaluation = evaluate(agent, args, args.final_episodes, seed, video_folder, name, signals, render_mode=mode)
-    except BaseException:
-        if global_step is None:
-            place.unlink()
-        raise
+    place = folder / ("evaluate.json" if global_step is None else "evaluation.json")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--evaluate {folder}: must be a folder that a result can be written to")
+    name = place.stem  # of no other film
+    if place.exists():
+        name += f"-{global_step}" if global_step is not None else f"-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    seed = FINAL_EVALUATION_SEED if args.eval_seed is None else args.eval_seed
+    mode = "human" if args.render else None
+    evaluation = evaluate(agent, args, args.final_episodes, seed, video_folder, name, signals, render_mode=mode)
     mean, std = evaluation.returns.mean(), evaluation.returns.std()
     result = {
         "env_id": args.env_id,
@@ -177,7 +175,9 @@ def final_evaluation(
     try:
         if global_step is not None:
             keep_result(place)
-        write_json(place, result)
+            write_json(place, result)
+        else:
+            place = write_new(place, lambda file: file.write(json_of(result)))
     except OSError as error:
         raise TrainingError(f"{what}, but {shown(place)} could not be written: {error.strerror}") from error
     say(f"{what}, written to {shown(place)}" + (f", filmed in {shown(video_folder)}" if video_folder else ""))
@@ -198,5 +198,5 @@ def step_of_model(folder: Path, model: Path | None, global_step: int | None) -> 
 def keep_result(place: Path) -> None:
     """Rename an earlier result, of a training that was then made longer: its step goes into its name."""
     if place.exists():
-        step = re.search(r'"global_step": (\d+)', place.read_text())
+        step = re.search(r'"global_step": (\d+)', place.read_text(errors="replace"))
         place.replace(take_name(place.with_stem(f"evaluation-{step[1] if step else 0}")))

@@ -94,9 +94,14 @@ def write_new(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     return place
 
 
+def json_of(values: dict[str, Any]) -> bytes:
+    """These values as a JSON file."""
+    return json.dumps(values, indent=2).encode() + b"\n"
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Replace a file by these values."""
-    replace_file(path, lambda file: file.write(json.dumps(values, indent=2).encode() + b"\n"))
+    replace_file(path, lambda file: file.write(json_of(values)))
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

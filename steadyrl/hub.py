@@ -28,7 +28,7 @@ from steadyrl.run_folder import MODEL, RESULTS, ours, results_of
 
 # Of a run's folder: regular files of these names. Its checkpoints stay at home, and so does what a user keeps there.
 UPLOADED = re.compile(
-    rf"{MODEL.pattern}|(best_)?model(-\d+)?\.onnx|{RESULTS.pattern}|evaluate(-\d+)?\.json|events\.out\.tfevents\.[\w.-]+"
+    rf"{MODEL.pattern}|(best_)?model(-\d+)?\.onnx|{RESULTS.pattern}|evaluate(-\d+)?\.json|events\.out\.tfevents\.\d{{10}}\.[\w.-]+\.\d+\.\d+"
 )
 REPLACED = ("args.json", "*.pt", "*.onnx", "evaluat*.json", "evaluations.csv", "events.out.tfevents.*")  # of an earlier upload
 CODE = ("*.py", "*.toml", "py.typed")  # of this package: a downloaded folder can thus evaluate its own model
@@ -166,6 +166,7 @@ def build_folder(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str, fo
     (folder / model.with_suffix(".safetensors").name).write_bytes(save(tensors, {"format": "pt"}))
     places = {Path(args.output).resolve(), run_dir.resolve().parent.parent}
     videos = [path for place in places for path in (place / "videos" / run_dir.resolve().name).glob("*.mp4")]
+    videos = [path for path in videos if not path.is_symlink()]
     if videos:  # the latest of an evaluation, or of training if there is none
         latest = max(videos, key=lambda path: (path.name.startswith("evaluat"), path.stat().st_mtime))
         shutil.copy(latest, folder / "replay.mp4")

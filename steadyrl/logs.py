@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from steadyrl.arguments import RunArgs
+from steadyrl.arguments import Checkpoints, Evaluating, Experiment, RunArgs
 from steadyrl.errors import UsageError
 from steadyrl.files import WARNING_INTERVAL, WriteOrWarn, sync_folder
 from steadyrl.output import say
@@ -81,7 +81,10 @@ class Log:
         values = {name: values[name] for name in ("env_id", "seed", *values) if name not in NOT_LOGGED}
         table = "\n".join(f"|{name}|{value}|" for name, value in values.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
+        groups = (Experiment, Evaluating, Checkpoints)  # they do not change what is learned, but for the seed
+        others = {field.name for group in groups for field in dataclasses.fields(group)} - {"seed"}
+        learning = {name: value for name, value in values.items() if name not in others}
+        plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in learning.items()}
         self.writer.add_summaries(*hparams(plain, dict.fromkeys(METRICS, 0.0))[:2])
 
     def result(self, global_step: int, final: float, best: float | None) -> None:
@@ -161,7 +164,7 @@ class EventWriter(SummaryWriter):
         the second of the clock: this one gets a later second than all others, whatever the clock says."""
         if self.file_writer is None and self.again < math.inf:
             seconds = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
-            last = max((int(second) for second in seconds if second.isdigit()), default=0)
+            last = max((int(second) for second in seconds if second.isdecimal() and second.isascii()), default=0)
             times = itertools.chain([max(time.time(), last + 1)], iter(time.time, None))  # TensorBoard's first call names it
             with unittest.mock.patch.object(event_file_writer, "time", SimpleNamespace(time=lambda: next(times))):
                 super()._get_file_writer()

@@ -53,13 +53,13 @@ def printable(text: str) -> str:
 
 def say(line: str) -> None:
     """Print a line, above the progress bar if there is one."""
-    show(printable(line))
+    show(line.replace("\n", r"\n"))
 
 
 def show(text: str) -> None:
     """Print a text of several lines."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        tqdm.write(text)
+        tqdm.write("\n".join(map(printable, text.split("\n"))))
 
 
 def report(error: object) -> None:

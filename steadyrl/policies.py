@@ -12,7 +12,7 @@ import torch
 
 from steadyrl.agent import Agent
 from steadyrl.environments import make_replayable_env
-from steadyrl.errors import UsageError
+from steadyrl.errors import UsageError, in_one_line
 from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
 from steadyrl.files import shown, write_new
 from steadyrl.models import load_model, saved_models
@@ -48,11 +48,12 @@ def load_agent(
         raise UsageError(f"{run_dir}: its args.json names the script {name!r}, must be one of {known}, or give script=PATH")
     try:
         main = import_script(find_script(Path(script)) if script else FOLDER / f"{name}.py").main
-    except (OSError, ImportError, SyntaxError, AttributeError) as error:
-        raise UsageError(f"script={script}: must be a training script ({error})") from error
-    args = load_args(run_dir, main.args_class)
+        args_class, agent_class = main.args_class, main.agent_class
+    except (Exception, SystemExit) as error:  # whatever is in the file
+        raise UsageError(f"script={script}: must be a training script ({in_one_line(error)})") from error
+    args = load_args(run_dir, args_class)
     env = make_replayable_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos
-    agent = main.agent_class(env.observation_space, env.action_space, args, torch.device(device))
+    agent = agent_class(env.observation_space, env.action_space, args, torch.device(device))
     models = saved_models(run_dir)
     if not models:
         raise UsageError(f"{run_dir}: must hold a best_model.pt or a model.pt")

@@ -198,14 +198,17 @@ def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> No
     Raises:
         UsageError: naming the flag, its value and the checkpoint's; or the step, if the training is to end before it.
     """
-    saved = as_args(type(args), checkpoint["settings"]["args"])
+    try:
+        saved, step = as_args(type(args), dict(checkpoint["settings"]["args"])), int(checkpoint["global_step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--resume {folder}: its checkpoint is none of a run ({error!r:.100})") from None
     for name in vars(args):
         if name not in RESUME_MAY_CHANGE | {"evaluate"} and getattr(args, name) != getattr(saved, name):
             raise UsageError(
                 f"--resume {folder}: its args.json has --{name.replace('_', '-')} {getattr(args, name)}, must be "
                 f"{getattr(saved, name)}, as its checkpoint has it"
             )
-    if args.total_timesteps < (step := checkpoint["global_step"]) and args.total_timesteps != saved.total_timesteps:
+    if args.total_timesteps < step and args.total_timesteps != saved.total_timesteps:
         raise UsageError(
             f"--total-timesteps {args.total_timesteps}: must be at least {step}, the step that {folder} has reached"
         )

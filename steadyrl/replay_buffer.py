@@ -97,6 +97,8 @@ class ReplayBuffer(buffers.ReplayBuffer):
         for _ in range(self.n_steps - 1):
             ended = (self.dones[batch_inds, env_inds] > 0) | self.timeouts[batch_inds, env_inds]
             goes_on &= ~ended & (batch_inds != newest)
+            if not goes_on.any():
+                break
             batch_inds = (batch_inds + 1) % self.buffer_size
             following = np.split(np.take(rows, batch_inds * self.n_envs + env_inds, axis=0), edges, axis=1)
             rewards[goes_on] += (discounts * following[4])[goes_on]

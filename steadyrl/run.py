@@ -87,7 +87,7 @@ class Run:
         self.folder = args.resume.absolute() if args.resume else make_run_folder(args, self.output)
         self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
         if self.checkpoint:
-            refuse_changes(args, self.checkpoint["run"], str(shown(self.folder)))
+            refuse_changes(args, self.checkpoint.get("run", {}), str(shown(self.folder)))
         with contextlib.ExitStack() as stack:
             stack.enter_context(lock_folder(self.folder, new=args.resume is None))
             remove_unfinished(self.folder)
@@ -214,13 +214,14 @@ class Run:
         """Have best_model.pt be the one that the checkpoint knows. One of a later evaluation, which is made again or never,
         is kept under another name."""
         place = self.folder / "best_model.pt"
-        found = sha256(place) if place.exists() else None
-        if found == (self.best_model and self.best_model["sha256"]):
+        known = self.best_model["sha256"] if self.best_model else None
+        found = sha256(place) if place.is_file() else None
+        if found and found == known:
             return
-        if found:
-            aside = self.folder / f"best_model-{found[:16]}.pt"
-            place.rename(aside)
-            say(f"best_model.pt is newer than the checkpoint, it is kept as {shown(aside)}")
+        if place.exists() and (known or not self.best_model):  # otherwise it is older: the disk was full at the best one
+            aside = self.folder / f"best_model-{(found or 'no-file')[:16]}.pt"
+            place.replace(aside)
+            say(f"best_model.pt is not the one of the checkpoint, it is kept as {shown(aside)}")
         if self.best_model:
             self.write_best_model(self.best_model["weights"])
 
@@ -338,11 +339,13 @@ class Run:
                 raise TrainingError(f"step {self.global_step}: {name} is not finite")
 
     def save(self) -> bool:
-        """Write a checkpoint; returns whether that was possible.
+        """Write a checkpoint, and the best model if that was not possible before; returns whether there is a checkpoint.
 
         Raises:
-            TrainingError: if it was not, three times in a row or at the end of the training.
+            TrainingError: if it was not written three times in a row, or at the end of the training.
         """
+        if self.best_model and self.best_model["sha256"] is None:
+            self.write_best_model(self.best_model["weights"])
         if self.write_or_warn(self.folder / "checkpoints", self.write_checkpoint):
             self.failed_checkpoints = 0
             return True
@@ -380,6 +383,7 @@ class Run:
     def finish(self, agent: Agent) -> None:
         """Evaluate the best model of a finished training, unless that was done before."""
         if not self.has_final_evaluation:
+            self.check_models(agent)
             self.envs.close()  # of some environments there can be only one
             self.signals.leaving = False
             try:
@@ -392,6 +396,22 @@ class Run:
         else:
             goal = "" if self.target_reached else f", a --total-timesteps above {self.args.total_timesteps} goes on with it"
             say(f"{shown(self.folder)} is finished at step {self.global_step}{goal}")
+
+    def check_models(self, agent: Agent) -> None:
+        """Have the models be those of this training before one is evaluated: the disk may have been full when they were due.
+
+        Raises:
+            TrainingError: if they cannot be written.
+        """
+        if not self.args.save_model:
+            return
+        place = self.folder / "model.pt"
+        if self.best_model and self.best_model["sha256"] is None:
+            self.write_best_model(self.best_model["weights"])
+        unwritten = self.best_model is not None and self.best_model["sha256"] is None
+        if unwritten or not self.write_or_warn(place, save_model, agent, place):
+            reason = self.write_or_warn.reason
+            raise TrainingError(f"the models could not be written ({reason}) and are not evaluated, {self.how_to_go_on}")
 
     def say_what_next(self) -> None:
         """Three commands that a user may want after a training."""

@@ -6,6 +6,7 @@ A user may keep files of his own in it. Only names that are exactly ours are rea
 import contextlib
 import csv
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -29,12 +30,14 @@ TRAINING = re.compile(rf"args\.json|{MODEL.pattern}|{RESULTS.pattern}|{CHECKPOIN
 
 
 def ours(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    """The files in a folder whose whole names are of a pattern, sorted."""
+    """The files in a folder, or links to files, whose whole names are of a pattern, sorted; none if there is no such folder.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
     try:
-        return sorted(
-            path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file() and not path.is_symlink()
-        )
-    except OSError:
+        return sorted(path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file())
+    except FileNotFoundError:
         return []
 
 
@@ -60,9 +63,11 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
     """The results of final evaluations in a run folder that ended a training, the newest last."""
     results = []
     for path in ours(folder, RESULT):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a file that a user edited
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # a file that a user edited
             result = json.loads(path.read_text())
-            results.append(((int(result["global_step"]), str(result["date"])), result))  # of --evaluate, once: no step
+            step, mean = result["global_step"], result["mean"]  # --evaluate, once, had no step
+            if isinstance(step, int) and isinstance(mean, int | float) and math.isfinite(mean):
+                results.append(((step, str(result["date"])), result))
     return [result for _, result in sorted(results, key=lambda item: item[0])]
 
 
@@ -80,15 +85,22 @@ def final_result(folder: Path, args: Mapping[str, Any]) -> dict[str, Any] | None
     return None
 
 
+def is_text(path: Path) -> bool:
+    """Whether a path is UTF-8. Linux allows any bytes, which Python then has as lone surrogates."""
+    return not re.search("[\ud800-\udfff]", str(path))
+
+
 def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
     """A new folder <output>/runs/<env_id>__<exp_name>__<seed>__<time>, shared with no other run of the same second.
 
     Raises:
         UsageError: if it cannot be made.
     """
+    runs = (output or Path(args.output).absolute()) / "runs"
+    if not is_text(runs):
+        raise UsageError(f"--output {args.output}: must be a path that is UTF-8, as TensorBoard wants it")
     env_name = re.sub(r"[^\w.+-]", "-", args.env_id)  # ids may hold a "/" or a ":"
     stem = f"{env_name}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    runs = (output or Path(args.output).absolute()) / "runs"
     names = (f"{stem}-{number}" if number else stem for number in count())
     try:
         make_folder(runs)

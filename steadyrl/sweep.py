@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from steadyrl import arguments
 from steadyrl.arguments import check_args, parse_args
-from steadyrl.errors import UsageError
+from steadyrl.errors import UsageError, in_one_line
 from steadyrl.family import FOLDER, find_script, import_script, is_harmless
 from steadyrl.output import guard, printable, report, say, show
 from steadyrl.run_folder import final_result, list_checkpoints, read_evaluations, step_of
@@ -173,7 +173,8 @@ class Job:
                 return "busy"
             self.first_step = self.status({self.log.name: "running"}).step
             command = self.command(folder)
-            log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
+            with contextlib.suppress(OSError):  # a full disk
+                log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
             # SLURM sends SIGUSR2 to every process of a job, also to a script too young to handle it. A block is inherited.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
             # So is the log with its lock: a script that outlives its sweep still holds it. In a session of its own Ctrl-C
@@ -199,7 +200,7 @@ class Job:
 
     def log_failure(self, cause: str) -> None:
         """Have the log end with the line by which `status` knows a failed run."""
-        with open(self.log, "a") as log:
+        with contextlib.suppress(OSError), open(self.log, "a") as log:
             log.write(f"\n{FAILED}, {cause}\n")
 
     def __call__(self) -> None:
@@ -232,7 +233,7 @@ class Job:
 
 def is_locked(path: Path) -> bool:
     """Whether a process has locked this file."""
-    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+    with contextlib.suppress(OSError), open(path, "r+b") as file:  # there is none, or it can only be read
         return not filelock.lock_descriptor(file.fileno(), blocking=False)
     return False
 
@@ -255,9 +256,11 @@ def plan(options: Runs) -> list[Job]:
         raise UsageError("--settings: each must have a name of its own")
     try:
         script = find_script(options.script)
-        args_class = import_script(script).Args
-    except (OSError, ImportError, SyntaxError, AttributeError) as error:
-        raise UsageError(f"--script {options.script}: must be a training script ({error})") from None
+        args_class: Any = import_script(script).Args
+        if not hasattr(args_class, "__dataclass_fields__"):
+            raise TypeError("its Args is no dataclass")
+    except (Exception, SystemExit) as error:  # whatever is in the file
+        raise UsageError(f"--script {options.script}: must be a training script ({in_one_line(error)})") from None
     default, jobs = args_class(), []
     defaults = as_saved(default)
     for setting in options.settings:
@@ -299,10 +302,10 @@ def planned(options: Options) -> list[Job]:
         if options.status and saved["asked"] == asked:
             return [Job(Path(script), flags, args, defaults) for script, flags, args, defaults in saved["jobs"]]
     jobs = plan(options)
-    PLAN.parent.mkdir(parents=True, exist_ok=True)
-    PLAN.write_text(
-        json.dumps({"asked": asked, "jobs": [(str(job.script), job.flags, job.args, job.defaults) for job in jobs]})
-    )
+    found = {"asked": asked, "jobs": [(str(job.script), job.flags, job.args, job.defaults) for job in jobs]}
+    with contextlib.suppress(OSError):  # a full disk: it is found out again
+        PLAN.parent.mkdir(parents=True, exist_ok=True)
+        PLAN.write_text(json.dumps(found))
     return jobs
 
 
@@ -422,8 +425,9 @@ def sweep(jobs: list[Job], options: Runs) -> int:
     """Show the runs and, unless it is for --status, go on with those that nobody works on; returns the exit status."""
     slurm = uses_slurm(options)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
-    LOGS.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(LOGS / ".lock"):  # two sweeps must not submit the same job
+    if not options.status:  # which writes nothing
+        LOGS.mkdir(parents=True, exist_ok=True)
+    with contextlib.nullcontext() if options.status else filelock.FileLock(LOGS / ".lock"):  # two must not submit the same job
         queue = read_queue(patience=0 if options.status else 60) if slurm else {}
         rows = [(job, job.status(queue)) for job in jobs]
         todo = [job for job, status in rows if status.state in ("new", "interrupted", "failed")]
@@ -440,7 +444,7 @@ def main(options_class: type = Options, work: Callable[[Any], int] = lambda opti
     warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default
     try:
         return work(parse_args(options_class, sys.argv[1:], options_class()))
-    except (UsageError, CalledProcessError, ModuleNotFoundError) as error:  # the second: scontrol
+    except (UsageError, CalledProcessError, ModuleNotFoundError, OSError) as error:  # the second: scontrol
         missing = f"{error}, install it with: pip install {error.name}" if isinstance(error, ModuleNotFoundError) else error
         report(getattr(error, "stderr", missing))
         return 2

@@ -81,11 +81,13 @@ class Tuner:
             table = {name.replace("-", "_"): choice for name, choice in table.items()}
             make: dict[type, Callable[[Any], kinds.CategoricalDistribution | kinds.FloatDistribution]]
             make = {list: kinds.CategoricalDistribution, dict: lambda ends: kinds.FloatDistribution(**ends)}
+            if odd := [name for name, choice in table.items() if type(choice) not in make]:
+                raise UsageError(f"{odd[0]} must be a list of values, or a table with low and high")
             self.space = {name: make[type(choice)](choice) for name, choice in table.items()}
             for name, kind in self.space.items():
                 for value in (kind.low, kind.high) if isinstance(kind, kinds.FloatDistribution) else kind.choices:
                     self.jobs("tune", {name: value})
-        except (OSError, ValueError, TypeError, KeyError, UsageError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, UsageError) as error:
             raise UsageError(f"--space {options.space}, table [{options.script.stem}]: {error}") from None
         self.name = f"tune-{zlib.crc32(repr([options.script.stem, self.args, self.seeds, table]).encode()):08x}"
         sweep.LOGS.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,10 @@ class Tuner:
         with lock:
             self.drop_cut_line()
         storage = JournalStorage(journal.JournalFileBackend(str(self.journal), lock))
-        self.study = optuna.create_study(storage=storage, study_name=self.name, direction="maximize", load_if_exists=True)
+        try:
+            self.study = optuna.create_study(storage=storage, study_name=self.name, direction="maximize", load_if_exists=True)
+        except ValueError as error:
+            raise UsageError(f"{shown(self.journal)}: a line of it cannot be read ({error})") from None
         # None means the value of a more general flag: for --critic-learning-rate, that of --learning-rate.
         general = {name: self.args.get(name.partition("_")[2]) for name in table}
         own = {name: general[name] if self.args[name] is None else self.args[name] for name in table}

@@ -25,7 +25,7 @@ def write_run(folder: Path, returns, steps=STEPS, **args) -> Path:
     folder.mkdir(parents=True)
     settings = {"env_id": "Hopper-v4", "exp_name": "ddpg", "seed": 1, "target_return": None, **args}
     (folder / "args.json").write_text(json.dumps({"args": settings, "versions": {}, "device": "cpu"}))
-    (folder / "evaluation.json").write_text(json.dumps({"global_step": steps[-1], "date": ""}))
+    (folder / "evaluation.json").write_text(json.dumps({"global_step": int(steps[-1]), "mean": 0, "date": ""}))
     with open(folder / "evaluations.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("global_step", "mean", "std", "min", "max", "length", "q_bias"))

@@ -23,7 +23,7 @@ from test_resume import finish, only_run
 
 import ddpg_continuous_action as ddpg
 from steadyrl import files, hub, output, policies, record, run_folder, sweep
-from steadyrl.errors import UsageError
+from steadyrl.errors import TrainingError, UsageError
 
 SCRIPT = ROOT / "ddpg_continuous_action.py"
 SHORT = f"{TOY} --final-episodes 2 --eval-frequency 100 --eval-episodes 1 --checkpoint-frequency 100 --episode-replay plain"
@@ -255,7 +255,7 @@ def test_the_best_model_is_the_one_that_the_checkpoint_knows(at_step, tmp_path):
     torch.save(newer, run_dir / "best_model.pt")  # of an evaluation after that checkpoint
     digest = files.sha256(run_dir / "best_model.pt")
     done = main_in_this_process("--resume", str(run_dir), "--eval-frequency", "1000", cwd=tmp_path)
-    assert done.returncode == 0 and "best_model.pt is newer than the checkpoint" in done.stdout, done.stderr
+    assert done.returncode == 0 and "best_model.pt is not the one of the checkpoint" in done.stdout, done.stderr
     assert files.sha256(run_dir / f"best_model-{digest[:16]}.pt") == digest
     evaluations = run_folder.read_evaluations(run_dir)
     assert [step for step, _ in evaluations] == [110, 300]
@@ -512,6 +512,153 @@ def test_a_file_system_without_locks_is_refused(monkeypatch, tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(finished, small_disk, tmp_path):
     shutil.copytree(finished, small_disk / "copy")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    for flag in ("--resume", "--evaluate"):
-        refused(main_in_this_process(flag, str(small_disk / "copy"), cwd=tmp_path), flag, "Read-only file system")
+    for flag, words in (("--resume", "Read-only file system"), ("--evaluate", "can be written to")):
+        refused(main_in_this_process(flag, str(small_disk / "copy"), cwd=tmp_path), flag, words)
     refused(main_in_this_process(*SHORT.split(), "--output", str(small_disk), cwd=tmp_path), "Read-only file system")
+
+
+# What was found next to these
+
+
+def test_the_best_model_is_written_as_soon_as_it_can_be(run, monkeypatch):
+    """The disk is full just when the best evaluation was made: the final evaluation is of that model all the same."""
+    best, write = [], files.new_file
+
+    def new_file(path, *values):
+        if path.name == "best_model.pt":
+            best.append(path)
+        return full_disk() if len(best) == 1 and path == best[0] else write(path, *values)
+
+    monkeypatch.setattr(files, "new_file", new_file)
+    parts = run(quick_args(eval_frequency=100, checkpoint_frequency=100))
+    state = run_folder.list_checkpoints(parts.run_dir / "checkpoints")[0]
+    best = torch.load(state, weights_only=True)["run"]["best_model"]
+    assert best["sha256"] == files.sha256(parts.run_dir / "best_model.pt")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "best_model.pt"])
+def test_a_model_that_cannot_be_written_is_not_evaluated(run, monkeypatch, tmp_path, name):
+    """An older one of that name would give a wrong result."""
+    write = files.new_file
+    monkeypatch.setattr(files, "new_file", lambda path, *rest: full_disk() if path.name == name else write(path, *rest))
+    with pytest.raises(TrainingError, match=r"No space left on device.* are not evaluated"):
+        run(quick_args(eval_frequency=100))
+    assert not (only_run(tmp_path) / "evaluation.json").exists()
+
+
+def test_a_best_model_that_is_lost_comes_back(finished, tmp_path):
+    content = (finished / "best_model.pt").read_bytes()
+    (finished / "best_model.pt").unlink()
+    assert main_in_this_process("--resume", str(finished), cwd=tmp_path).returncode == 0
+    assert (finished / "best_model.pt").read_bytes() == content
+
+
+def test_checkpoints_may_be_links(finished, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(finished / "checkpoints", elsewhere)
+    (finished / "checkpoints").mkdir()
+    for path in elsewhere.iterdir():
+        (finished / "checkpoints" / path.name).symlink_to(path)
+    done = main_in_this_process("--resume", str(finished), "--total-timesteps", "310", cwd=tmp_path)
+    assert done.returncode == 0 and "resumed at step 300" in done.stdout, done.stderr
+
+
+def test_checkpoints_that_cannot_be_read_are_no_new_start(finished, tmp_path):
+    shutil.rmtree(finished / "checkpoints")
+    (finished / "checkpoints").touch()
+    before = content(finished)
+    refused(main_in_this_process("--resume", str(finished), cwd=tmp_path), "--resume", "cannot be read (Not a directory)")
+    assert content(finished) == before
+
+
+@pytest.mark.parametrize("state", [[1], {"format": 2}, {"format": "x"}, {"format": 2, "run": {}}, {"format": 1}, {}])
+def test_a_checkpoint_with_foreign_content_is_one_line(finished, tmp_path, state):
+    for path in run_folder.list_checkpoints(finished / "checkpoints"):
+        path.unlink()
+    torch.save(state, path)
+    path.rename(path.with_name(f"{run_folder.step_of(path):012d}.{files.sha256(path)}.pt"))
+    refused(main_in_this_process("--resume", str(finished), cwd=tmp_path), "--resume", "checkpoint")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"global_step": "300"}, {"global_step": 1e400}, {"mean": "x"}, {"mean": None}, b"\xff\xfe"]
+)
+def test_a_damaged_result_is_none(finished, tmp_path, changes):
+    """The run is evaluated once more, and the damaged file is kept."""
+    path = finished / "evaluation.json"
+    result = json.loads(path.read_text())
+    path.write_bytes(changes if isinstance(changes, bytes) else json.dumps(result | changes).encode())
+    assert run_folder.results_of(finished) == []
+    assert main_in_this_process("--resume", str(finished), cwd=tmp_path).returncode == 0
+    assert json.loads(path.read_text())["returns"] == result["returns"]
+    assert len(list(finished.glob("evaluation-*.json"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["best model", "event file"])
+def test_odd_entries_of_a_run_folder(finished, tmp_path, kind):
+    if kind == "best model":
+        (finished / "best_model.pt").unlink()
+        (finished / "best_model.pt").mkdir()
+    else:
+        (finished / "events.out.tfevents.\u00b2.x").mkdir()
+    done = main_in_this_process("--resume", str(finished), "--total-timesteps", "310", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (finished / "best_model.pt").is_file()
+
+
+def test_films_that_cannot_be_made_are_left_out(tmp_path):
+    (tmp_path / "videos").touch()
+    done = main_in_this_process(*SHORT.split(), "--capture-video", cwd=tmp_path)
+    assert done.returncode == 0 and "there will be no films" in done.stdout, done.stderr
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path):
+    refused(main_in_this_process(*SHORT.split(), "--output", "a\udcff", cwd=tmp_path), "--output", "UTF-8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_number_has_an_end(tmp_path):
+    refused(main_in_this_process("--total-timesteps", "9" * 400, cwd=tmp_path), "--total-timesteps", "10^15")
+
+
+def test_a_stopped_evaluation_leaves_nothing(finished, tmp_path, monkeypatch):
+    before = content(finished)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ddpg.DDPG, "value", stop)
+    assert main_in_this_process("--evaluate", str(finished), cwd=tmp_path).returncode == 130
+    assert content(finished) == before
+
+
+def test_a_linked_film_is_not_uploaded(finished, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    videos = tmp_path / "videos" / finished.name
+    videos.mkdir(parents=True)
+    (videos / "evaluation.mp4").symlink_to(tmp_path / "secret")
+    (finished / "events.out.tfevents.my-notes").write_text("secret")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    hub.build_folder(record.load_args(finished, ddpg.Args), "DDPG", finished, "me/mine", folder)
+    assert not (folder / "replay.mp4").exists() and not (folder / "events.out.tfevents.my-notes").exists()
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("text", ["raise ValueError('a')", "import sys; sys.exit(3)", "Args = 3", "main = 3"])
+def test_a_script_that_is_none_is_one_line(finished, tmp_path, text):
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(UsageError, match="must be a training script"):
+        sweep.plan(sweep.Options(script=tmp_path / "bad.py", engine="local"))
+    sys.modules.pop("bad", None)
+    with pytest.raises(UsageError, match="must be a training script"):
+        policies.load_agent(finished, script=tmp_path / "bad.py")
+    sys.modules.pop("bad", None)
+
+
+def test_a_sweep_on_a_read_only_disk_shows_its_table(small_disk, monkeypatch, capsys):
+    monkeypatch.chdir(small_disk)
+    words = ["sweep", "--engine", "local", "--env-ids", "Pendulum-v1", "--num-seeds", "1", "--status"]
+    monkeypatch.setattr(sys, "argv", words)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert sweep.main() == 0 and "1 runs: 1 new" in capsys.readouterr().out
