@@ -88,8 +88,8 @@ class Learning:
     weight_decay: NonNegative = 0.0
     """decoupled weight decay, as in AdamW (0: plain Adam)"""
     n_steps: Count = 1
-    """rewards that a TD target sums before it bootstraps (1: the paper's; 3 learns faster where rewards are dense; the steps
-    after the first are not corrected for the exploration in them)"""
+    """rewards that a TD target sums before it bootstraps. 1 is the paper's. 3 learns faster where rewards are dense. The
+    steps after the first are not corrected for the exploration in them"""
     critic_loss: Literal["mse", "huber"] = "mse"
     """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards"""
     reward_scale: Positive = 1.0

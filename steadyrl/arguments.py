@@ -101,7 +101,7 @@ class Environment:
     num_envs: Count = 1
     """number of environments that are stepped together"""
     vectorization: Literal["sync", "async"] = "sync"
-    """step the environments one after the other in this process (sync), or each in a process of its own (async)"""
+    """sync: step the environments one after the other in this process. async: step each in a process of its own"""
 
     def wrap(self, env: gym.Env) -> gym.Env:
         """An environment as the algorithm needs it; called on each one that is made. Its Box of actions, if it has one, is a
@@ -152,8 +152,8 @@ class Checkpoints:
     resume: Path | None = None
     """a run folder: continue that run from its newest undamaged checkpoint, with its saved arguments"""
     episode_replay: Literal["auto", "plain", "rebuild", "cut"] = "auto"
-    """how running episodes come back on --resume: played again (plain), played again with the environment built anew for
-    each episode (rebuild), or not, they are cut off (cut); auto finds out before training"""
+    """how running episodes come back on --resume. plain: they are played again. rebuild: the same, in an environment that is
+    built anew for each one. cut: they are cut off. auto: this is found out before training"""
     worker_timeout: Seconds = 60.0
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
@@ -188,9 +188,8 @@ class Experiment(OtherFlags):
     cuda: bool = True
     """train on a CUDA device if there is one"""
     accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
-    """how to run updates and actions: eager runs the code as it is written, compile compiles it, cudagraph captures CUDA
-    graphs (on CUDA compile does both); auto takes cudagraph on CUDA, and on a CPU compile if the run is long enough to save
-    more time than that costs"""
+    """how to run updates and actions. eager: the code as it is written. compile: compiled code. cudagraph: captured CUDA
+    graphs (on CUDA, compile does both). auto: cudagraph on CUDA, and on a CPU compile if the run is long enough"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
     num_threads: Threads | None = None

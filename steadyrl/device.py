@@ -39,7 +39,7 @@ def set_up_cache() -> None:
     except (OSError, KeyError) as error:  # KeyError: this user has no name
         place = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="torchinductor_")
         atexit.register(shutil.rmtree, place, ignore_errors=True)
-        say(f"PyTorch cannot keep compiled code in its cache ({error}), this run has one of its own")
+        say(f"PyTorch cannot keep compiled code in its cache ({error}), so this run uses a new one")
 
 
 class Defaults:

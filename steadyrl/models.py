@@ -29,7 +29,7 @@ def choose_model(folder: Path, choice: str | None) -> Path | None:
         return next(iter(saved_models(folder)), None)
     place = {"best": folder / "best_model.pt", "latest": folder / "model.pt"}.get(choice, Path(choice))
     if not place.is_file():
-        raise UsageError(f"--model {choice}: must be best, latest or a file, and {place} is none")
+        raise UsageError(f"--model {choice}: must be best, latest or a file, and there is no file {place}")
     return place
 
 

@@ -201,7 +201,7 @@ def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> No
     try:
         saved, step = as_args(type(args), dict(checkpoint["settings"]["args"])), int(checkpoint["global_step"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--resume {folder}: its checkpoint is none of a run ({error!r:.100})") from None
+        raise UsageError(f"--resume {folder}: its checkpoint is not of a run ({error!r:.100})") from None
     for name in vars(args):
         if name not in RESUME_MAY_CHANGE | {"evaluate"} and getattr(args, name) != getattr(saved, name):
             raise UsageError(
@@ -237,4 +237,4 @@ def name_module(run_dir: Path, env_id: str) -> None:
         raise UsageError(
             f"{run_dir}: its environment {env_id} would run {inside[-1]}, which is inside it; --env-id {env_id} allows that"
         )
-    say(f"{env_id}: is made by {places[-1] if places else module}")
+    say(f"{env_id}: this environment comes from {places[-1] if places else module}")

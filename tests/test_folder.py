@@ -390,9 +390,10 @@ def test_load_agent_does_not_run_it_either(stranger, tmp_path, monkeypatch):
 
 def test_a_module_from_elsewhere_is_named(finished, tmp_path):
     done = run_script(SCRIPT, "--evaluate", str(finished), cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
-    assert done.returncode == 0 and f"toys:Pendulum-like-v0: is made by {ROOT / 'tests' / 'toys.py'}\n" in done.stdout, (
-        done.stderr
-    )
+    assert (
+        done.returncode == 0
+        and f"toys:Pendulum-like-v0: this environment comes from {ROOT / 'tests' / 'toys.py'}\n" in done.stdout
+    ), done.stderr
 
 
 # The record
