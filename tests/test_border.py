@@ -49,10 +49,11 @@ def border_args(name: str, script=ddpg, **changes):
     return quick_args(script, **({"env_id": f"border_toys:{name}-v0"} | changes))
 
 
-def script(name: str, *words: str, cwd: Path, **kwargs) -> subprocess.CompletedProcess:
+def script(name: str, *words: str, cwd: Path, algorithm="ddpg_continuous_action", **kwargs) -> subprocess.CompletedProcess:
     """A short run of an environment, in this process."""
     flags = ["--env-kwargs", json.dumps(kwargs)] if kwargs else []
-    return main_in_this_process("--env-id", f"border_toys:{name}-v0", *SHORT.split(), *flags, *words, cwd=cwd)
+    all_words = ["--env-id", f"border_toys:{name}-v0", *SHORT.split(), *flags, *words]
+    return main_in_this_process(*all_words, cwd=cwd, script=algorithm)
 
 
 def assert_true_transitions(rb) -> None:
@@ -551,3 +552,36 @@ def test_instances_with_other_spaces(run, monkeypatch):
     border_toys.gym.register("Different-v0", Different)
     with pytest.raises(errors.EnvError):
         run(quick_args(env_id="Different-v0", num_envs=3))
+
+
+HABITS = [
+    ("WritesIntoActions", {}, "", 0, ""),
+    ("Seeds", {"where": "step"}, "", 0, ""),
+    ("SharesItsWorld", {}, "", 0, "a process of their own"),
+    ("DoesNotClose", {}, "", 0, ""),
+    ("Strict", {}, "", 0, ""),
+    ("GoesElsewhere", {"where": "step"}, "", 0, ""),
+    ("TakesOver", {"where": "step"}, "", 0, ""),
+    ("Misfit", {"what": "shape"}, "", 1, "must be"),
+    ("Misfit", {"what": "reward"}, "", 1, "must be"),
+    ("Leaves", {"what": "SystemExit"}, "", 1, "SystemExit"),
+    ("FailsInWorkers", {"where": "step", "how": "die", "late": 100}, "--num-envs 2 --vectorization async", 1, "worker"),
+    ("FailsInWorkers", {"where": "reset", "how": "raise"}, "--num-envs 2 --vectorization async", 2, ""),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*could not be closed")
+@pytest.mark.parametrize("algorithm", ["td3_continuous_action", "sac_continuous_action", "dqn"])
+@pytest.mark.parametrize(("name", "kwargs", "words", "status", "part"), HABITS, ids=lambda value: str(value)[:20])
+def test_the_other_algorithms_have_the_same_border(tmp_path, algorithm, name, kwargs, words, status, part):
+    """Each habit ends as it does with DDPG: the run is finished, or saved, or refused before anything was made."""
+    words += " --bins 2" if algorithm == "dqn" else ""
+    done = script(name, "--eval-frequency", "150", *words.split(), cwd=tmp_path, algorithm=algorithm, **kwargs)
+    assert done.returncode == status and part in done.stdout + done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    if status == 2:
+        assert not (tmp_path / "runs").exists()
+    else:
+        assert (only_run(tmp_path) / "evaluation.json").exists() == (status == 0)
+        assert load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"] > 0
