@@ -24,7 +24,7 @@ from steadyrl.models import choose_model
 from steadyrl.output import guard, report
 from steadyrl.policies import export_onnx
 from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
-from steadyrl.signals import raise_interrupt
+from steadyrl.signals import SAVE_SIGNALS, raise_interrupt
 
 
 def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> A:
@@ -101,6 +101,9 @@ class Script:
         guard()
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, raise_interrupt)
+        for number in SAVE_SIGNALS:  # before training and after it there is nothing to save
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, signal.SIG_IGN)
         warnings.showwarning = show_once(warnings.showwarning)
         warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default: CleanRL's results are of it
         warnings.filterwarnings("ignore", ".*31mERROR: ")  # in red, by Gymnasium, of a worker: a line of ours says it

@@ -103,7 +103,8 @@ class Run:
             if self.checkpoint is None:  # otherwise not before everything is restored
                 self.write_settings()
             if not (self.folder / "args.json").exists():
-                shutil.rmtree(self.folder)
+                if args.resume is None:  # nothing is in it
+                    shutil.rmtree(self.folder)
                 raise TrainingError(f"{self.folder}: without its args.json, this run could not be resumed")
             videos = f", videos are in {shown(self.output / 'videos' / self.folder.name)}" if args.capture_video else ""
             say(f"training on {args.env_id} ({self.device}), the run's folder is {shown(self.folder)}{videos}")
@@ -193,13 +194,8 @@ class Run:
                     what = f"--resume {shown(self.folder)}: its checkpoint does not fit this {name}"
                     raise UsageError(f"{what} ({in_one_line(error)[:300]})") from error
             rb.cut_off(envs.cut_off)
-        self.agent, self.envs, self.rb, self.parts, self.others = (
-            agent,
-            envs,
-            rb,
-            parts,
-            others,
-        )  # whole now: what is saved after an error
+        self.agent, self.envs, self.rb = agent, envs, rb
+        self.parts, self.others = parts, others  # whole now: from here on, something can be saved after an error
         if self.checkpoint is None:
             return
         say(f"resumed at step {self.global_step}")

@@ -663,3 +663,9 @@ def test_a_sweep_on_a_read_only_disk_shows_its_table(small_disk, monkeypatch, ca
     monkeypatch.setattr(sys, "argv", words)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert sweep.main() == 0 and "1 runs: 1 new" in capsys.readouterr().out
+
+
+def test_a_request_to_save_before_training_ends_nothing(tmp_path):
+    words = [*SHORT.split(), "--env-id", "toys:Signals-v0", "--episode-replay", "auto"]
+    done = run_script(SCRIPT, *words, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
+    assert done.returncode == 0, done.stderr

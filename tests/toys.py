@@ -296,6 +296,14 @@ class Goal(PendulumLike):
         return obs, reward, terminated, truncated, {"is_success": np.bool_(self.succeeds)}
 
 
+class Signals(PendulumLike):
+    """Asks for a checkpoint when it is made, long before there is anything to save."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode=render_mode)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class ClosesOutput(PendulumLike):
     """Closes what it thinks is its own."""
 
@@ -314,6 +322,7 @@ register("Bounds-v0", Bounds, max_episode_steps=50)
 register("Pendulum-like-v0", PendulumLike)
 register("ClosesOutput-v0", ClosesOutput)
 register("Goal-v0", Goal)
+register("Signals-v0", Signals)
 register("NaNObservation-v0", NotFinite, kwargs={"field": "observation", "value": np.nan})
 register("HugeObservation-v0", NotFinite, kwargs={"field": "observation", "value": 1e300})  # infinite in float32
 register("NaNReward-v0", NotFinite, kwargs={"field": "reward", "value": np.nan})
