@@ -29,7 +29,7 @@ from steadyrl.files import WriteOrWarn, sha256, shown, write_csv, write_json
 from steadyrl.logs import Log, start_wandb
 from steadyrl.models import Weights, check_weights, save_model, save_weights, weights_of
 from steadyrl.noise import RandomNumbers
-from steadyrl.output import say
+from steadyrl.output import open_standard_files, say
 from steadyrl.record import changes, keep_script, record_of, refuse_changes
 from steadyrl.replay_buffer import ReplayBuffer
 from steadyrl.run_folder import lock_folder, make_run_folder, remove_unfinished, results_of, start_again
@@ -64,6 +64,7 @@ class Run:
         defaults = Defaults()
         self.found = check(args)
         defaults.hold()
+        open_standard_files()  # before the lock, which must not be what an environment closes
         self.device = set_up_device(args)
         self.defaults = Defaults()
         check_mode(args, self.device)
@@ -153,11 +154,16 @@ class Run:
             stack.callback(envs.close)
             envs.reset(seed=self.args.seed)
             stack.pop_all()
-        self.signals.take()
-        self.hold()
+        self.take_back()
         envs.hold, envs.before_close = self.hold, self.save_after_error
         torch.manual_seed(self.args.seed)  # whatever the environments drew
         return envs
+
+    def take_back(self) -> None:
+        """Do what `hold` does, and what would take too long at every step."""
+        self.signals.take()
+        open_standard_files()
+        self.hold()
 
     def hold(self) -> None:
         """Set again what is the run's own affair in this process, and what an environment may have changed."""
@@ -307,8 +313,7 @@ class Run:
                 episodes = self.args.eval_episodes
                 evaluation = evaluate(agent, self.args, episodes, EVALUATION_SEED, signals=self.signals, in_worker=in_worker)
                 self.record_evaluation(agent, evaluation)
-            self.signals.take()
-            self.hold()
+            self.take_back()
         if save_due or self.signals.stop or not self.unfinished:
             saved = self.save()
             self.signals.save = 0

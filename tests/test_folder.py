@@ -118,6 +118,7 @@ def test_output_never_ends_a_run(tmp_path, how):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert "Traceback" not in done.stderr
         assert how != "ascii" or "L\\xe4ufe" in done.stdout
+        assert "final evaluation" in done.stdout
     assert done.returncode == 0
     (run_dir,) = tmp_path.glob("**/runs/*")
     assert (run_dir / "evaluation.json").exists() and run_folder.list_checkpoints(run_dir / "checkpoints")

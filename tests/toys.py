@@ -1,5 +1,6 @@
 """Environments with a known answer. A script started by a test reaches them as --env-id toys:NAME."""
 
+import contextlib
 import copy
 import itertools
 import os
@@ -310,6 +311,9 @@ class ClosesOutput(PendulumLike):
     def reset(self, **kwargs):
         for stream in (sys.stdout, sys.stderr):
             stream.close()
+        for number in (1, 2):
+            with contextlib.suppress(OSError):
+                os.close(number)
         return super().reset(**kwargs)
 
 
