@@ -158,6 +158,7 @@ def test_a_bad_argument_is_refused_by_the_script_itself(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_never_learns_is_a_warning(tmp_path):
     """CleanRL's script runs with --learning-starts at or above --total-timesteps, and so does this one."""
     for total in (100, 60):

@@ -93,6 +93,7 @@ def test_an_environment_that_writes_into_its_actions(run):
     assert (sent != 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["init", "reset", "step"])
 def test_an_environment_that_seeds_the_global_generators(run, where):
     """Exploration, replay and the networks are those of a run on the environment without this habit."""
@@ -105,6 +106,7 @@ def test_an_environment_that_seeds_the_global_generators(run, where):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_environments_that_share_a_world(run, capsys):
     """Evaluations have a process of their own, and give what those of an environment without this habit give."""
     changes = {"eval_frequency": 100, "eval_episodes": 3, "save_model": False, "episode_replay": "auto"}
@@ -128,6 +130,7 @@ def test_two_that_leave_each_other_alone_are_not_suspected():
         assert episodes.find_company(lambda args=args: environments.make_replayable_env(args)) == (False, "", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["shape", "last shape", "reward", "flag"])
 @pytest.mark.parametrize("words", ["", "--num-envs 2", "--num-envs 2 --vectorization async"])
 def test_a_late_value_that_does_not_fit(tmp_path, what, words):
@@ -166,6 +169,7 @@ def test_a_saved_run_of_a_failing_environment_goes_on(tmp_path):
     assert done.returncode == 0 and "resumed at step" in done.stdout
 
 
+@pytest.mark.slow
 def test_there_can_be_only_one(tmp_path):
     """Without evaluations it trains, and is evaluated afterwards; with them, it is refused."""
     refused(script("Single", "--eval-frequency", "100", cwd=tmp_path), "only one", "--eval-frequency 0")
@@ -197,6 +201,7 @@ STRICT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high", "dtype"), STRICT)
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_each_action_is_one_that_the_environment_takes(run, low, high, dtype, num_envs):
@@ -234,6 +239,7 @@ def test_an_environment_without_a_time_limit(run, monkeypatch, capsys):
     assert json.loads((rows / "evaluation.json").read_text())["lengths"] == [30, 30]
 
 
+@pytest.mark.slow
 def test_time_limits_that_are_no_news(run, capsys):
     run(border_args("Endless", max_episode_steps=20, episode_replay="auto"))
     run(border_args("Tame", episode_replay="auto"))
@@ -332,6 +338,7 @@ def test_children_of_workers_are_allowed_and_do_not_outlive_the_run(tmp_path):
     assert toys == own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["init", "reset", "step"])
 def test_an_environment_that_goes_elsewhere(tmp_path, where):
     """Everything lands where the command was given: run, videos, evaluations."""
@@ -363,6 +370,7 @@ def test_an_environment_that_takes_the_signals(tmp_path, where, name):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_what_belongs_to_the_process_is_set_again(run):
     taken, tame = (
         run(border_args(name, save_model=False, eval_frequency=100, episode_replay="plain")) for name in ("TakesOver", "Tame")
@@ -379,6 +387,7 @@ def test_actions_that_float32_cannot_hold_are_refused(tmp_path, kind, words):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", [each for each in AGENTS if each is not dqn], ids=lambda script: script.__name__)
 @pytest.mark.parametrize("kind", ["locked", "wide"])
 @pytest.mark.filterwarnings("ignore:.*maximum and minimum")
@@ -465,6 +474,7 @@ def test_findings_are_returned():
     assert issubclass(errors.EnvError, errors.TrainingError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["init", "reset", "close"])
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_world_that_a_second_instance_disturbs(run, by, raises):
@@ -492,6 +502,7 @@ LATE = [
 LATE += [("Strange", {"what": "message"}, "Speechless"), ("Strange", {"what": "observation"}, "observation")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kwargs", "words"), LATE)
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 @pytest.mark.filterwarnings("ignore:.*")

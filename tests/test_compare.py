@@ -267,6 +267,7 @@ def test_bins_of_runs_that_end_at_other_steps_are_the_same():
 # The command
 
 
+@pytest.mark.slow
 def test_training_runs_are_compared(run, tmp_path, capsys):
     """Two seeds of the script itself: one group, its scores, a PNG a column wide, a PDF with its fonts."""
     flags = {"eval_frequency": 100, "eval_episodes": 1, "exp_name": "short"}
@@ -284,6 +285,7 @@ def test_training_runs_are_compared(run, tmp_path, capsys):
     assert "better" not in text.read_text()  # there is one group
 
 
+@pytest.mark.slow
 def test_three_groups_on_three_tasks(tmp_path, monkeypatch):
     """One curve for each task, then what is over the two tasks that can be pooled; numbers by hand."""
     for name, gain in {"plain": 0.0, "strong": 1000.0, "same": 0.0}.items():

@@ -116,6 +116,7 @@ def test_what_cannot_come_back_is_said_at_the_start_and_on_resume(tmp_path):
     assert done.stdout.count("did not come back") == 2
 
 
+@pytest.mark.slow
 def test_what_is_built_anew_is_said(run, capsys):
     run(quick_args(env_id="CarriesState-v0", episode_replay="auto"))
     assert "CarriesState-v0: carries state from one episode to the next" in capsys.readouterr().out
@@ -129,6 +130,7 @@ def test_a_numpy_random_state_survives_the_end_of_an_episode(run):
 # Spaces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [
@@ -227,6 +229,7 @@ def test_an_environment_gets_a_copy_of_its_action():
     assert action.tolist() == [0.5, -0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float64, np.float16])
 @pytest.mark.parametrize("script", [ddpg, td3, sac], ids=lambda script: script.__name__)
 def test_a_run_stores_what_an_environment_of_any_precision_gets(run, monkeypatch, script, dtype):

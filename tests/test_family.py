@@ -101,6 +101,7 @@ def test_the_same_seed_gives_the_same_run(run, script):
         assert_same(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", AGENTS)
 def test_training_draws_from_no_global_generator(run, monkeypatch, script):
     """Between any two steps something else seeds them: the run stays the same, to the bit."""

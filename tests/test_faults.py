@@ -228,6 +228,7 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(run, tmp_path):
     assert (run_dir / "evaluation-300.json").exists() and record.load_args(run_dir, ddpg.Args).total_timesteps == 350
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "saved"),
     [
@@ -346,6 +347,7 @@ def test_a_run_leaves_the_hook_of_threads_as_it_was(run):
     assert threading.excepthook is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["8888888888.other-host.77.0", "{now}.zzz.9.0", "{now}.{host}.{pid}.0.0"])
 def test_a_clock_that_was_set_back_costs_no_rows(at_step, monkeypatch, tmp_path, name):
     """TensorBoard reads event files in the order of their names. The one of the run that was killed is called as if the clock

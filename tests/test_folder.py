@@ -125,6 +125,7 @@ def test_output_never_ends_a_run(tmp_path, how):
     assert not any(b"final evaluation" in data for data in content(run_dir).values())  # no file took a closed one's number
 
 
+@pytest.mark.slow
 def test_help_for_a_reader_who_leaves_is_quiet(tmp_path):
     words = ["sh", "-c", '"$@" | head -1', "sh", sys.executable, str(SCRIPT), "--help"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
@@ -169,6 +170,7 @@ def fill(disk: Path, leave: int) -> None:
         filler.write(b"\0" * (space.f_bavail * space.f_frsize - leave))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_ends_a_run_in_order_and_it_goes_on(at_step, small_disk, tmp_path):
     """torch raises a RuntimeError over the OSError, in the middle of a checkpoint. The log is on that disk, too."""
     whole = tmp_path / "whole"
@@ -366,6 +368,7 @@ def stranger(finished, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--evaluate", "--resume"])
 @pytest.mark.parametrize("where", ["outside", "inside"])
 def test_a_folder_does_not_run_its_code(stranger, tmp_path, flag, where):
@@ -450,6 +453,7 @@ def test_only_names_that_are_exactly_ours_are_touched(at_step, tmp_path):
     assert [(run_dir / name).read_text() for name in mine] == ["mine"] * len(mine)
 
 
+@pytest.mark.slow
 def test_evaluations_at_once_lose_nothing(finished, tmp_path):
     command = [sys.executable, str(SCRIPT), "--evaluate", str(finished)]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
@@ -666,6 +670,7 @@ def test_a_sweep_on_a_read_only_disk_shows_its_table(small_disk, monkeypatch, ca
     assert sweep.main() == 0 and "1 runs: 1 new" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_request_to_save_before_training_ends_nothing(tmp_path):
     words = [*SHORT.split(), "--env-id", "toys:Signals-v0", "--episode-replay", "auto"]
     done = run_script(SCRIPT, *words, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))

@@ -65,6 +65,7 @@ def test_the_name_of_a_repository(changes, name):
     validate_repo_id(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "env_id"), [*((script, "Bounds-v0") for script in (ddpg, td3, sac)), (dqn, "CartPole-v1")])
 def test_a_folder_holds_the_run_the_model_the_code_and_a_model_card(run, tmp_path, script, env_id):
     args = quick_args(script, env_id=env_id, eval_frequency=100)

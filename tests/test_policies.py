@@ -41,6 +41,7 @@ def test_a_flag_that_a_newer_version_no_longer_has_is_said(tmp_path, capsys):
     assert capsys.readouterr().out == "this version of ddpg_continuous_action.py has no --old-flag; it was True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_loaded_agent_plays_the_episodes_of_the_final_evaluation(run, name):
     """In the environment of training, with its wrappers, and with the best model."""

@@ -98,6 +98,7 @@ def test_optuna_is_asked_for_in_one_line(monkeypatch, capsys):
     assert re.fullmatch(r"error: .*optuna.*pip install optuna\n", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, env_id", [(script, "CartPole-v1" if script == "dqn" else "Pendulum-v1") for script in family.SCRIPTS]
 )
@@ -118,6 +119,7 @@ def test_a_flag_may_be_written_as_on_the_command_line(tmp_path):
     assert tuner.take()._suggest("learning_rate", tuner.space["learning_rate"]) == tuner.args["learning_rate"] == 2.5e-4
 
 
+@pytest.mark.slow
 def test_another_space_setting_or_seeds_are_another_study():
     names = {tune.Tuner(toy_options(**changes)).name for changes in ({}, {"num_seeds": 3}, {"settings": ("a=--fail",)})}
     Path("space.toml").write_text(SPACE.replace("0.0", "0.5"))
@@ -253,6 +255,7 @@ def test_workers_on_slurm(slurm):
 # What others left
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_with_the_lock_keeps_nobody_waiting(monkeypatch):
     """Nor does the link that Optuna's own lock would have left."""
     assert main(monkeypatch, "--engine", "local", "--trials", "1") == 0
@@ -263,6 +266,7 @@ def test_a_worker_that_was_killed_with_the_lock_keeps_nobody_waiting(monkeypatch
     assert main(monkeypatch, "--engine", "local", "--trials", "2") == 0
 
 
+@pytest.mark.slow
 def test_the_cut_end_of_a_journal_is_dropped(monkeypatch, capsys):
     assert main(monkeypatch, "--engine", "local", "--trials", "1") == 0
     (journal,) = sweep.LOGS.glob("*.journal")
@@ -274,6 +278,7 @@ def test_the_cut_end_of_a_journal_is_dropped(monkeypatch, capsys):
     assert journal.read_bytes().startswith(whole) and journal.read_bytes().endswith(b"\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", ["[toy_script]\nx = { low = 0.6, high = 1.0 }", '[toy_script]\ny = ["right"]'])
 def test_a_space_without_the_scripts_own_setting_is_one_line(monkeypatch, capsys, space):
     Path("space.toml").write_text(space)
