@@ -24,7 +24,7 @@ def test_hopper_from_the_command_line(tmp_path):
     assert lines[0] == "no CUDA device found, using the CPU"
     assert f"runs/{folder.name}" in lines[1]
     assert [line.split(":")[0] for line in lines[2:5]] == ["step 500", "step 1000", "step 1200"]
-    assert lines[5].startswith("final evaluation: ") and len(lines) == 6
+    assert lines[5].startswith("final evaluation: ") and all(line.startswith("to ") for line in lines[6:])
     assert "\r" not in done.stdout + done.stderr  # no progress bar in a log
     assert done.stderr.count("out of date") == 0
 
@@ -34,15 +34,21 @@ def test_hopper_from_the_command_line(tmp_path):
         "eval/episodic_return_std",
         "eval/episodic_length",
         "eval/q_bias",
+        "eval/final_return",
+        "eval/best_return",
     }
     assert {tag for tag in events if tag.startswith("charts/")} == {
         "charts/episodic_return",
         "charts/episodic_length",
         "charts/SPS",
+        "charts/exploration_noise",
+        "charts/updates",
+        "charts/replay_size",
     }
     for name in ("q_est", "q_loss", "actor_loss"):
         assert [step for step, _ in events[f"losses/{name}"]] == [1100, 1200]
-    assert [step for step, _ in events["charts/SPS"]] == list(range(100, 1201, 100))
+    assert [step for step, _ in events["charts/updates"]] == list(range(100, 1201, 100))
+    assert [step for step, _ in events["charts/SPS"]] == [1100, 1200]
     lengths = [length for _, length in events["charts/episodic_length"]]
     ends = [step for step, _ in events["charts/episodic_length"]]
     assert ends == [sum(lengths[: number + 1]) for number in range(len(lengths))]
@@ -98,7 +104,8 @@ def test_videos_on_a_machine_without_a_display(tmp_path):
 
     done = script("--evaluate", str(folder), "--capture-video", cwd=tmp_path, DISPLAY="", WAYLAND_DISPLAY="")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in videos.iterdir()} == expected | {"evaluation-3-episode-0.mp4"}
+    (film,) = {path.name for path in videos.iterdir()} - expected
+    assert film.startswith("evaluate-") and film.endswith("-episode-0.mp4")
     assert f"filmed in videos/{folder.name}" in done.stdout
 
 

@@ -166,9 +166,12 @@ def test_a_failed_upload_loses_nothing_and_says_how_to_repeat_it(tmp_path, refus
         assert "403" in line and (run_dir / "evaluation.json").exists()
         server.refuses = None
         again = shlex.split(line.split("to try again: ")[1])
-        assert again[0] == "python" and again[1].endswith("ddpg_continuous_action.py") and again[-2:] == ["--hf-entity", "me"]
-        done = script(*again[2:], cwd=tmp_path, **environment)
+        assert again == ["python", "-m", "steadyrl.hub", str(run_dir), "--hf-entity", "me"]
+        places = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        command = [sys.executable, *again[1:]]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment | places, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+        assert not (run_dir / "evaluate.json").exists()  # it is not evaluated again
         (files,) = server.repos.values()
         assert files["best_model.pt"] == (run_dir / "best_model.pt").read_bytes()
 
