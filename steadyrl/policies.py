@@ -14,7 +14,7 @@ from steadyrl.agent import Agent
 from steadyrl.environments import make_replayable_env
 from steadyrl.errors import UsageError, in_one_line
 from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
-from steadyrl.files import shown, write_new
+from steadyrl.files import write_new
 from steadyrl.models import load_model, saved_models
 from steadyrl.output import say
 from steadyrl.record import load_args, load_record
@@ -105,7 +105,7 @@ def export_onnx(agent: Agent, env: gym.Env, model: Path) -> Path:
         raise RuntimeError("torch.onnx.export gave no program")
     content = program.model_proto.SerializeToString()
     place = write_new(model.with_suffix(".onnx"), lambda file: file.write(content))
-    say(f"{model.name} is exported to {shown(place)}")
+    say(f"{model.name} is exported to {place}")
     return place
 
 

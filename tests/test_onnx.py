@@ -101,7 +101,7 @@ def test_evaluate_exports_the_best_model_and_overwrites_nothing(run, tmp_path, c
         done = main_in_this_process("--evaluate", str(run_dir), "--export", "onnx", cwd=tmp_path, script="dqn")
         assert done.returncode == 0 and f"best_model.pt is exported to {run_dir / name}" in done.stdout, done.stderr
         assert "arning" not in done.stderr + capfd.readouterr().err
-    assert (run_dir / "evaluation-3.json").exists()
+    assert (run_dir / "evaluate-2.json").exists()
     first, second = ((run_dir / f"best_model{suffix}.onnx").read_bytes() for suffix in ("", "-2"))
     obs = np.zeros((3, 4), np.float32)
     (actions,) = onnxruntime.InferenceSession(first).run(["action"], {"observation": obs})
