@@ -143,8 +143,10 @@ def final_evaluation(
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--evaluate {folder}: must be a folder that a result can be written to")
     name = place.stem  # of no other film
-    if place.exists():
-        name += f"-{global_step}" if global_step is not None else f"-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    if global_step is None:
+        name += f"-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    elif place.exists():
+        name += f"-{global_step}"
     seed = FINAL_EVALUATION_SEED if args.eval_seed is None else args.eval_seed
     mode = "human" if args.render else None
     evaluation = evaluate(agent, args, args.final_episodes, seed, video_folder, name, signals, render_mode=mode)

@@ -20,7 +20,7 @@ import tyro
 
 from steadyrl.arguments import RunArgs, check_args, script_name
 from steadyrl.errors import UploadError, UsageError, in_one_line
-from steadyrl.family import SCRIPTS, find_script, import_script
+from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
 from steadyrl.models import saved_models
 from steadyrl.output import guard, report, say
 from steadyrl.record import load_args, load_record, pins
@@ -231,7 +231,7 @@ def main() -> int:
         name = load_record(options.run).get("script")
         if options.script is None and name not in SCRIPTS:  # a forged args.json must not run other code
             raise UsageError(f"{options.run}: is a run of {name}.py, give it with --script")
-        script = import_script(find_script(options.script or Path(f"{name}.py"))).main
+        script = import_script(find_script(options.script) if options.script else FOLDER / f"{name}.py").main
         args = dataclasses.replace(load_args(options.run, script.args_class), hf_entity=options.hf_entity)
         if not saved_models(options.run) or not results_of(options.run):
             raise UsageError(f"{options.run}: must hold a model and a final evaluation")

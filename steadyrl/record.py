@@ -152,7 +152,7 @@ def load_args(run_dir: Path, args_class: type[A], env_id: str | None = None) -> 
     if record.get("script", script) != script:
         raise UsageError(f"{run_dir}: is a run of {record['script']}.py, must be one of {script}.py")
     try:
-        args = as_args(args_class, record["args"])
+        args = as_args(args_class, record["args"], announce=True)
     except UsageError as error:
         raise UsageError(f"{run_dir}: {error}") from None
     if args.env_id != env_id:
@@ -160,12 +160,14 @@ def load_args(run_dir: Path, args_class: type[A], env_id: str | None = None) -> 
     return args
 
 
-def as_args(args_class: type[A], saved: dict[str, Any]) -> A:
+def as_args(args_class: type[A], saved: dict[str, Any], announce: bool = False) -> A:
     """Saved arguments as today's script has them, each of its flag's type, without flags that changed nothing and are gone.
 
+    Args:
+        announce: name each flag that this project never had. It is left out.
+
     Raises:
-        UsageError: for a flag that changed something and is gone, and for a value that is not allowed. A flag that this
-            project never had is named and left out.
+        UsageError: for a flag that changed something and is gone, and for a value that is not allowed.
     """
     script, hints = script_name(args_class), get_type_hints(args_class, include_extras=True)
     values = {}
@@ -175,8 +177,9 @@ def as_args(args_class: type[A], saved: dict[str, Any]) -> A:
         flag = f"--{name.replace('_', '-')}"
         if gone := removed(script, name, value):
             raise UsageError(f"was trained with {flag} {value}: {gone.went}")
-        if name not in {field.name for field in dataclasses.fields(args_class)}:
-            say(f"this version of {script}.py has no {flag}; it was {value}")
+        if name not in hints:
+            if announce:
+                say(f"this version of {script}.py has no {flag}; it was {value}")
             continue
         try:
             values[name] = as_typed(hints[name], value)

@@ -1,6 +1,7 @@
 """Everything about a run that is not its algorithm: its folder, its clock, its logs, and how it stops and resumes."""
 
 import contextlib
+import copy
 import random
 import shlex
 import shutil
@@ -433,7 +434,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`."""
         vars(self).update({name: state[name] for name in (*CLOCK, "elapsed")})
-        self.best_model = state.get("best_model")
+        self.best_model = copy.deepcopy(state.get("best_model"))  # not of the checkpoint's file, which is removed one day
         self.losses |= {name: list(values.clone().to(self.device)) for name, values in state["losses"].items()}
 
     def write_settings(self) -> None:
