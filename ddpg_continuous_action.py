@@ -45,6 +45,7 @@ from steadyrl.arguments import (
     Name,
     NonNegative,
     Positive,
+    Replay,
     Sizes,
 )
 from steadyrl.environments import check_finite, final_observations
@@ -125,7 +126,7 @@ class Networks:
 
 
 @dataclass
-class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
+class Args(Experiment, Environment, Learning, Replay, Exploration, Networks, Evaluating, Checkpoints):
     """Train an agent, continue its training, or evaluate it."""
 
     exp_name: Name = Path(__file__).stem
@@ -203,20 +204,24 @@ class DDPG(Agent):
         observations = self.tensor(obs)
         return self.critic(observations, self.actor(observations)).cpu().numpy()
 
-    def critic_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean loss of the TD errors (equation 4), and the (B,) values Q(s, a).
+    @torch.no_grad()
+    def td_target(self, batch: ReplayBufferSamples) -> torch.Tensor:
+        """The (B,) values r + gamma Q'(s', mu'(s')) that the critic learns (equation 5).
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
         transition bootstraps like any other.
         """
-        with torch.no_grad():
-            next_actions = self.target_actor(batch.next_observations)
-            next_values = self.target_critic(batch.next_observations, next_actions)
-            discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
-            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
+        next_actions = self.target_actor(batch.next_observations)
+        next_values = self.target_critic(batch.next_observations, next_actions)
+        discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
+        return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
+
+    def critic_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean loss of the TD errors (equation 4), and the (B,) values Q(s, a)."""
         q_values = self.critic(batch.observations, batch.actions)
-        td_loss = F.smooth_l1_loss if self.args.critic_loss == "huber" else F.mse_loss
-        return td_loss(q_values, td_target), q_values
+        huber = self.args.critic_loss == "huber" or self.args.replay == "prioritized"
+        td_loss = F.smooth_l1_loss if huber else F.mse_loss
+        return td_loss(q_values, self.td_target(batch)), q_values
 
     def actor_loss(self, batch: ReplayBufferSamples) -> torch.Tensor:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
@@ -225,12 +230,15 @@ class DDPG(Agent):
     def update(self, batch: ReplayBufferSamples, update_policy: bool) -> Losses:
         """One step of the critic and, if asked, one of the actor and of both target networks.
 
-        Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss.
+        Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss. Prioritised replay
+        also needs the (B,) td_errors.
         """
         with training_mode(self.critic, self.batch_normalized):
             q_loss, q_values = self.critic_loss(batch)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
+        if self.args.replay == "prioritized":
+            losses["td_errors"] = self.td_target(batch) - q_values.detach()
         if update_policy:
             with training_mode(self.actor, self.batch_normalized):
                 actor_loss = self.actor_loss(batch)
@@ -265,8 +273,7 @@ def train(args: Args) -> Path:
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = DDPG(*spaces, args, run.device)
-        n_steps, gamma = args.n_steps, args.gamma
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random, n_steps=n_steps, gamma=gamma)
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, n_steps=args.n_steps, **run.replay(agent, envs))
         scale, steps = (args.exploration_noise, args.exploration_noise_end), args.exploration_fraction * args.total_timesteps
         noise = ExplorationNoise(args.noise, envs.action_space, run.random, *scale, steps)
         run.resume(agent, envs, rb, noise=noise)  # a checkpoint is these; a resumed run has them restored

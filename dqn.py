@@ -46,6 +46,7 @@ from steadyrl.arguments import (
     Name,
     Positive,
     Probability,
+    Replay,
     Sizes,
 )
 from steadyrl.environments import check_finite, final_observations
@@ -112,7 +113,7 @@ class Networks:
 
 
 @dataclass
-class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
+class Args(Experiment, Environment, Learning, Replay, Exploration, Networks, Evaluating, Checkpoints):
     """Train an agent, continue its training, or evaluate it."""
 
     exp_name: Name = Path(__file__).stem
@@ -179,33 +180,40 @@ class DQN(Agent):
         """What the network expects of acting greedily, max Q(s, a): (N, O) observations to (N,) values."""
         return self.q_network(self.tensor(obs)).amax(dim=1).cpu().numpy()
 
-    def q_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean squared TD error of a batch (algorithm 1), and the (B,) values Q(s, a).
+    @torch.no_grad()
+    def td_target(self, batch: ReplayBufferSamples) -> torch.Tensor:
+        """The (B,) values r + gamma max Q'(s', a') that the network learns (algorithm 1).
 
-        `batch.actions` are (B, 1) indices. `batch.dones` marks terminations only: an episode that a time limit cut off had
-        a future, so its last transition bootstraps like any other.
+        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last transition
+        bootstraps like any other.
         """
-        with torch.no_grad():
-            next_q_values = self.target_network(batch.next_observations)
-            if self.args.double_q:  # van Hasselt et al., equation 4
-                next_actions = self.q_network(batch.next_observations).argmax(dim=1, keepdim=True)
-                next_q_values = next_q_values.gather(1, next_actions).squeeze(1)
-            else:
-                next_q_values = next_q_values.amax(dim=1)
-            td_target = batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_q_values
+        next_q_values = self.target_network(batch.next_observations)
+        if self.args.double_q:  # van Hasselt et al., equation 4
+            next_actions = self.q_network(batch.next_observations).argmax(dim=1, keepdim=True)
+            next_q_values = next_q_values.gather(1, next_actions).squeeze(1)
+        else:
+            next_q_values = next_q_values.amax(dim=1)
+        return batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_q_values
+
+    def q_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean loss of the TD errors of a batch, and the (B,) values Q(s, a). `batch.actions` are (B, 1) indices."""
         q_values = self.q_network(batch.observations).gather(1, batch.actions.long()).squeeze(1)
-        return F.mse_loss(q_values, td_target), q_values
+        td_loss = F.smooth_l1_loss if self.args.replay == "prioritized" else F.mse_loss
+        return td_loss(q_values, self.td_target(batch)), q_values
 
     def update(self, batch: ReplayBufferSamples, update_policy: bool = True) -> Losses:
         """One step of the Q-network, and so of the policy.
 
-        Returns detached scalars, still on the device: q_loss and q_est.
+        Returns detached scalars, still on the device: q_loss and q_est. Prioritised replay also needs the (B,) td_errors.
         """
         q_loss, q_values = self.q_loss(batch)
+        losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
+        if self.args.replay == "prioritized":
+            losses["td_errors"] = self.td_target(batch) - q_values.detach()
         self.optimizer.zero_grad()
         q_loss.backward()
         self.optimizer.step()
-        return {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
+        return losses
 
     @torch.no_grad()
     def update_target(self) -> None:
@@ -228,7 +236,7 @@ def train(args: Args) -> Path:
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = DQN(*spaces, args, run.device)
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random)
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, **run.replay(agent, envs))
         run.resume(agent, envs, rb)  # a checkpoint is these; a resumed run has them restored
         agent = run.accelerated(agent)  # compiled or captured at its first real calls
         obs = envs.observations

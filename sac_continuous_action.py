@@ -48,6 +48,7 @@ from steadyrl.arguments import (
     Name,
     NonNegative,
     Positive,
+    Replay,
     Sizes,
 )
 from steadyrl.environments import check_finite, final_observations
@@ -125,7 +126,7 @@ class Networks:
 
 
 @dataclass
-class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
+class Args(Experiment, Environment, Learning, Replay, Exploration, Networks, Evaluating, Checkpoints):
     """Train an agent, continue its training, or evaluate it."""
 
     exp_name: Name = Path(__file__).stem
@@ -236,18 +237,21 @@ class SAC(Agent):
         action, log_prob = self.actor(obs, noise)
         return smallest_q_value(critics, obs, action) - self.log_alpha.exp().detach() * log_prob, log_prob
 
-    def critic_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the critics' mean losses of the TD errors (1812.05905, equation 5), and the (critics, B) values Q(s, a).
+    @torch.no_grad()
+    def td_target(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> torch.Tensor:
+        """The (B,) values r + gamma V(s') that the critics learn. `noise`, (B, A) standard normal, draws the next actions.
 
-        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
-        transition bootstraps like any other. `noise`, (B, A) standard normal, draws the next actions.
+        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
         """
-        with torch.no_grad():
-            next_values, _ = self.soft_value(self.target_critics, batch.next_observations, noise)
-            discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
-            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
+        next_values, _ = self.soft_value(self.target_critics, batch.next_observations, noise)
+        discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
+        return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
+
+    def critic_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the critics' mean losses of the TD errors (1812.05905, equation 5), and the (critics, B) values Q(s, a)."""
+        huber = self.args.critic_loss == "huber" or self.args.replay == "prioritized"
+        td_target, td_loss = self.td_target(batch, noise), F.smooth_l1_loss if huber else F.mse_loss
         q_values = torch.stack([critic(batch.observations, batch.actions) for critic in self.critics])
-        td_loss = F.smooth_l1_loss if self.args.critic_loss == "huber" else F.mse_loss
         first, *others = (td_loss(values, td_target) for values in q_values)
         return sum(others, start=first), q_values
 
@@ -263,12 +267,14 @@ class SAC(Agent):
 
         `noise`, (1 + policy_frequency, B, A) standard normal, is for the critics' targets, then for each step of the actor.
 
-        Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss and alpha.
+        Returns detached q_loss, q_est; with `update_policy` actor_loss, alpha; for prioritised replay the largest td_errors.
         """
         with training_mode(self.critics, self.batch_normalized):
             q_loss, q_values = self.critic_loss(batch, noise[0])
         descend(q_loss, self.optimizers["critic"])
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
+        if self.args.replay == "prioritized":
+            losses["td_errors"] = (self.td_target(batch, noise[0]) - q_values.detach()).abs().amax(dim=0)
         for actor_noise in noise[1:] if update_policy else ():  # as many times as it was left out before
             with training_mode(self.actor, self.batch_normalized):
                 actor_loss, log_prob = self.actor_loss(batch, actor_noise)
@@ -311,8 +317,7 @@ def train(args: Args) -> Path:
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = SAC(*spaces, args, run.device)
-        n_steps, gamma = args.n_steps, args.gamma
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random, n_steps=n_steps, gamma=gamma)
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, n_steps=args.n_steps, **run.replay(agent, envs))
         run.resume(agent, envs, rb)  # a checkpoint is these; a resumed run has them restored
         agent = run.accelerated(agent)  # compiled or captured at its first real calls
         obs = envs.observations

@@ -45,6 +45,7 @@ from steadyrl.arguments import (
     Name,
     NonNegative,
     Positive,
+    Replay,
     Sizes,
 )
 from steadyrl.environments import check_finite, final_observations
@@ -114,7 +115,7 @@ class Networks:
 
 
 @dataclass
-class Args(Experiment, Environment, Learning, Exploration, Networks, Evaluating, Checkpoints):
+class Args(Experiment, Environment, Learning, Replay, Exploration, Networks, Evaluating, Checkpoints):
     """Train an agent, continue its training, or evaluate it."""
 
     exp_name: Name = Path(__file__).stem
@@ -189,21 +190,25 @@ class TD3(Agent):
         observations = self.tensor(obs)
         return self.critics[0](observations, self.actor(observations)).cpu().numpy()
 
-    def critic_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The sum of both critics' mean squared TD errors, and the (B,) values Q(s, a) of each.
+    @torch.no_grad()
+    def td_target(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> torch.Tensor:
+        """The (B,) values that the critics learn: r + gamma times the smaller of both target critics' next values.
 
         `noise`, (B, A) standard normal, smooths the target policy (equation 14). `batch.dones` marks terminations only: an
         episode that a time limit cut off had a future, so its last transition bootstraps like any other.
         """
-        with torch.no_grad():
-            scale, bias = self.actor.action_scale, self.actor.action_bias
-            noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
-            next_actions = (self.target_actor(batch.next_observations) + noise * scale).clamp(bias - scale, bias + scale)
-            next_values = [critic(batch.next_observations, next_actions) for critic in self.target_critics]
-            discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
-            td_target = batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * torch.minimum(*next_values)
+        scale, bias = self.actor.action_scale, self.actor.action_bias
+        noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
+        next_actions = (self.target_actor(batch.next_observations) + noise * scale).clamp(bias - scale, bias + scale)
+        next_values = [critic(batch.next_observations, next_actions) for critic in self.target_critics]
+        discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
+        return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * torch.minimum(*next_values)
+
+    def critic_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The sum of both critics' mean losses of the TD errors, and the (B,) values Q(s, a) of each."""
+        td_target, td_loss = self.td_target(batch, noise), F.smooth_l1_loss if self.args.replay == "prioritized" else F.mse_loss
         q_values = [critic(batch.observations, batch.actions) for critic in self.critics]
-        return F.mse_loss(q_values[0], td_target) + F.mse_loss(q_values[1], td_target), q_values
+        return td_loss(q_values[0], td_target) + td_loss(q_values[1], td_target), q_values
 
     def actor_loss(self, batch: ReplayBufferSamples) -> torch.Tensor:
         """Minus the mean of the first critic's Q(s, mu(s)): its gradient is the deterministic policy gradient."""
@@ -213,10 +218,13 @@ class TD3(Agent):
         """One step of the critics and, if asked, one of the actor and of all target networks; `noise` as in `critic_loss`.
 
         Returns detached scalars, still on the device: q_loss, q_est (the first critic's) and, with `update_policy`, actor_loss.
+        Prioritised replay also needs the (B,) td_errors, of both critics the larger ones.
         """
         q_loss, q_values = self.critic_loss(batch, noise)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values[0].detach().mean()}
+        if self.args.replay == "prioritized":
+            losses["td_errors"] = (self.td_target(batch, noise) - torch.stack(q_values).detach()).abs().amax(dim=0)
         if update_policy:
             actor_loss = self.actor_loss(batch)
             descend(actor_loss, self.actor_optimizer)
@@ -248,8 +256,7 @@ def train(args: Args) -> Path:
     with Run(args) as run, closing(run.make_envs()) as envs:
         spaces = envs.single_observation_space, envs.single_action_space
         agent = TD3(*spaces, args, run.device)
-        n_steps, gamma = args.n_steps, args.gamma
-        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, random=run.random, n_steps=n_steps, gamma=gamma)
+        rb = ReplayBuffer(args.buffer_size, *spaces, run.device, args.num_envs, n_steps=args.n_steps, **run.replay(agent, envs))
         scale, steps = (args.exploration_noise, args.exploration_noise_end), args.exploration_fraction * args.total_timesteps
         noise = ExplorationNoise("gaussian", envs.action_space, run.random, *scale, steps)
         run.resume(agent, envs, rb, noise=noise)  # a checkpoint is these; a resumed run has them restored

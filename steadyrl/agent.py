@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from steadyrl.arguments import RunArgs
+from steadyrl.normalization import Normalizer
 from steadyrl.spaces import legal
 
-Losses = dict[str, torch.Tensor]  # detached scalars by name, on the device
+Losses = dict[str, torch.Tensor]  # detached, by name, on the device: scalars, and td_errors (B,) for prioritised replay
 AnyAgent = TypeVar("AnyAgent", bound="Agent")
 
 
@@ -28,6 +29,7 @@ class Agent(ABC):
     Attributes:
         networks: by name, what a saved model consists of: everything that `update` changes but the optimisers' states.
         optimizers: by name. What is to be compiled is an AdamW with one group of parameters.
+        normalizer: with --normalize-observations, what stands between the observations that come in and the networks.
     """
 
     networks: dict[str, torch.nn.Module]
@@ -36,6 +38,14 @@ class Agent(ABC):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, args: RunArgs, device: torch.device):
         self.observation_space, self.action_space = observation_space, action_space
         self.args, self.device = args, device
+        self.normalizer: Normalizer | None = None
+        if getattr(args, "normalize_observations", False):  # not every script has this flag
+            self.normalizer = Normalizer(gym.spaces.flatdim(observation_space))
+
+    @property
+    def model(self) -> dict[str, torch.nn.Module]:
+        """By name, what is saved and loaded: the networks and, if there is one, the normaliser."""
+        return self.networks | ({"normalizer": self.normalizer} if self.normalizer else {})
 
     @abstractmethod
     def policy(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -50,7 +60,9 @@ class Agent(ABC):
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> Losses:
-        """One learning step on a batch of the replay buffer; returns detached scalars by name, still on the device.
+        """One learning step on a batch of the replay buffer; returns detached values by name, still on the device.
+
+        They are scalars, but for "td_errors": those of the batch, (B,), which prioritised replay needs.
 
         It is mathematics only: no random numbers, no NumPy, no value read back from the device, no state outside `networks`
         and `optimizers`. Random numbers are drawn before and passed in. Its arguments are batches, tensors, bools and None.
@@ -85,24 +97,24 @@ class Agent(ABC):
         return self.policy(*(torch.as_tensor(array, device=self.device) for array in arrays)).cpu().numpy()
 
     def checked(self, obs: np.ndarray) -> np.ndarray:
-        """Observations as float32. Raises a ValueError if they are not (N, O)."""
+        """Observations as the networks see them, float32. Raises a ValueError if they are not (N, O)."""
         array, (size,) = np.asarray(obs, np.float32), self.observation_space.shape or (1,)
         if array.ndim != 2 or array.shape[1] != size:
             raise ValueError(f"observations have the shape {np.shape(obs)}, must be (N, {size}) or ({size},)")
-        return array
+        return self.normalizer.normalize(array) if self.normalizer else array
 
     def tensor(self, obs: np.ndarray) -> torch.Tensor:
-        """(N, O) observations on the device."""
+        """(N, O) observations on the device, as the networks see them."""
         return torch.as_tensor(self.checked(obs), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the networks and of the optimisers."""
-        networks = {name: network.state_dict() for name, network in self.networks.items()}
+        """The states of the model and of the optimisers."""
+        networks = {name: network.state_dict() for name, network in self.model.items()}
         return {"networks": networks, "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`, but keep this agent's own learning rates."""
-        for name, network in self.networks.items():
+        for name, network in self.model.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
             own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
@@ -110,7 +122,7 @@ class Agent(ABC):
 
     def check_parts(self) -> None:
         """Raise a TypeError for a network or an optimiser that no checkpoint would hold, since it has no name."""
-        saved = {id(tensor) for network in self.networks.values() for tensor in network.state_dict(keep_vars=True).values()}
+        saved = {id(tensor) for network in self.model.values() for tensor in network.state_dict(keep_vars=True).values()}
         for name, part in vars(self).items():
             tensors = part.state_dict(keep_vars=True).values() if isinstance(part, torch.nn.Module) else ()
             forgotten = isinstance(part, torch.optim.Optimizer) and part not in self.optimizers.values()

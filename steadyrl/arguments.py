@@ -118,6 +118,18 @@ class Environment:
 
 
 @dataclass
+class Replay:
+    """Which transitions the networks learn from, and how they see observations."""
+
+    replay: Literal["uniform", "prioritized", "hindsight"] = "uniform"
+    """uniform: each stored transition is drawn equally often. prioritized: those with large TD errors more often, with the
+    Huber loss, which makes importance weights needless (arXiv:2007.06049). hindsight: four of five are drawn with a goal that
+    their episode reached later, in environments that have goals (arXiv:1707.01495)"""
+    normalize_observations: bool = False
+    """the networks see observations minus their mean, divided by their standard deviation, and clipped at 10"""
+
+
+@dataclass
 class Evaluating:
     """Greedy evaluation, on environments of its own."""
 
@@ -171,6 +183,7 @@ if TYPE_CHECKING:  # the type checker is told that a script's Args, whose first 
         reward_scale: float
         buffer_size: int
         batch_size: int
+        replay: Literal["uniform", "prioritized", "hindsight"]  # if it calls `run.replay`
 else:
     OtherFlags = object
 
@@ -183,6 +196,8 @@ class Experiment(OtherFlags):
     """the name of this experiment"""
     seed: Seed = 1
     """seed of the networks, the exploration, the replay and the training environments"""
+    init_from: PathText | None = None
+    """a run folder: start with the networks of its best model (the latest, if there is no best). All the rest starts anew"""
     torch_deterministic: bool = True
     """use only deterministic PyTorch kernels, so that the same seed gives the same run"""
     cuda: bool = True
@@ -292,6 +307,8 @@ def check_args(args: RunArgs) -> None:
         require(args, name, "left out without --evaluate", lambda _: args.evaluate is not None)
     require(args, "render", "left out without --evaluate", lambda render: args.evaluate is not None or not render)
     require(args, "render", "left out with --capture-video", lambda render: not (render and args.capture_video))
+    if getattr(args, "replay", None) == "hindsight" and hasattr(args, "n_steps"):
+        require(args, "n_steps", "1 with --replay hindsight: a sum of rewards is of one goal", lambda n: n == 1)
     require(args, "target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
     require(args, "upload_model", "left out with --no-save-model", lambda upload: args.save_model or not upload)
     for name, packages in OPTIONAL_PACKAGES.items():

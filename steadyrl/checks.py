@@ -14,6 +14,7 @@ from steadyrl.arguments import RunArgs, check_args
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, has_display, make_replayable_env
 from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
 from steadyrl.errors import EnvError, UsageError
+from steadyrl.hindsight_replay import Goals, find_goals
 from steadyrl.output import say
 from steadyrl.replay_buffer import available_memory, buffer_bytes
 from steadyrl.spaces import Spaces, changes
@@ -43,6 +44,12 @@ def check(args: RunArgs) -> Findings:
             or needs a replay buffer that does not fit into memory.
     """
     check_args(args)
+    with contextlib.chdir("."):  # an environment may change it
+        return check_environment(args)
+
+
+def check_environment(args: RunArgs) -> Findings:
+    """The part of `check` that tries the environment."""
     what = f"--env-id {args.env_id}" + (f" --env-kwargs {json.dumps(args.env_kwargs)}" if args.env_kwargs else "")
     try:
         with contextlib.closing(make_replayable_env(args, render_mode="rgb_array" if args.capture_video else None)) as env:
@@ -73,6 +80,23 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
         raise UsageError("--render: needs a display, and there is neither DISPLAY nor WAYLAND_DISPLAY; --capture-video films")
     for change in changes(env.given_spaces, (obs_space, action_space)):
         say(f"{args.env_id}: {change}")
+
+
+def check_goals(args: RunArgs) -> Goals:
+    """What --replay hindsight needs to know of an environment.
+
+    Raises:
+        UsageError: if its goals cannot be used.
+    """
+    what = f"--replay hindsight: --env-id {args.env_id} does not fit it"
+    try:
+        with contextlib.chdir("."), contextlib.closing(make_replayable_env(args)) as env:
+            goals = find_goals(env)
+    except (UsageError, EnvError) as error:
+        raise UsageError(f"{what}: {error}") from error
+    for name in goals.one_by_one:
+        say(f"{args.env_id}: its {name} takes one goal at a time; if it took arrays of goals, training would be faster")
+    return goals
 
 
 def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:

@@ -10,17 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from steadyrl.agent import Agent
-from steadyrl.arguments import A, RunArgs, parse_args
+from steadyrl.arguments import A, RunArgs, check_args, parse_args
 from steadyrl.checks import check
 from steadyrl.device import set_up_device
 from steadyrl.environments import make_env
-from steadyrl.errors import Stopped, TrainingError, UploadError, UsageError
+from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
 from steadyrl.hub import check_upload, upload
-from steadyrl.models import choose_model
+from steadyrl.models import choose_model, load_initial_model
 from steadyrl.output import guard, report
 from steadyrl.policies import export_onnx
 from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
@@ -64,6 +65,16 @@ def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
         except OSError as error:
             raise TrainingError(f"--export {args.export}: the file could not be written ({error.strerror})") from error
     return evaluation
+
+
+def check_initial_model(args: RunArgs, agent_class: type[Agent]) -> None:
+    """Refuse an --init-from whose model does not fit, before anything is created."""
+    if args.init_from is None or args.resume is not None:
+        return
+    check_args(args)
+    with contextlib.suppress(EnvError), contextlib.closing(make_env(args)) as env:  # of an EnvError, the training says more
+        agent = agent_class(env.observation_space, env.action_space, args, torch.device("cpu"))
+        load_initial_model(agent, args.init_from)
 
 
 def show_once(showwarning: Callable) -> Callable:
@@ -125,6 +136,7 @@ class Script:
                 run_dir = args.evaluate
                 evaluate_run(args, self.agent_class)
             else:
+                check_initial_model(args, self.agent_class)
                 run_dir = self.train(args)
             if args.upload_model:
                 upload(args, self.agent_class.__name__, run_dir)

@@ -215,6 +215,14 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.start_episodes(range(self.num_envs), infos)
         return self.observations, infos
 
+    def ask(self, name: str, *values: Any) -> Any:
+        """What a method of the first environment returns. Raises an EnvError if it fails."""
+        envs: Any = self.unwrapped
+        if isinstance(envs, AsyncVectorEnv):
+            return envs.call(name, *values)[0]
+        with crossing():
+            return envs.envs[0].get_wrapper_attr(name)(*values)
+
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         actions = np.array(actions)  # kept until the episode ends, whatever the caller does with its own
         try:

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from contextlib import closing
+from contextlib import chdir, closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +80,8 @@ def evaluate(
     """
     build = partial(make_env, args, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
     spaces = agent.observation_space, agent.action_space
-    with closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
+    # The environment may change the working directory, to which relative paths refer.
+    with chdir("."), closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
         if (env.observation_space.shape, env.action_space.shape) != tuple(space.shape for space in spaces):
             raise EnvError(f"an instance made for an evaluation has other spaces than training's: {env.observation_space}")
         return play_episodes(env, agent, args, episodes, seed, signals)

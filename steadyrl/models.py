@@ -35,7 +35,7 @@ def choose_model(folder: Path, choice: str | None) -> Path | None:
 
 def not_finite(agent: Agent) -> str | None:
     """The name of a network with a weight that is not finite, if there is one."""
-    for name, network in agent.networks.items():
+    for name, network in agent.model.items():
         if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
             return name
     return None
@@ -54,7 +54,7 @@ def weights_of(agent: Agent) -> Weights:
         TrainingError: if one is not finite.
     """
     check_weights(agent)
-    return {name: copy.deepcopy(network.state_dict()) for name, network in agent.networks.items()}
+    return {name: copy.deepcopy(network.state_dict()) for name, network in agent.model.items()}
 
 
 def save_weights(weights: Weights, path: Path) -> None:
@@ -67,6 +67,22 @@ def save_model(agent: Agent, path: Path) -> None:
     save_weights(weights_of(agent), path)
 
 
+def load_initial_model(agent: Agent, run_dir: str) -> Path:
+    """Load the model that --init-from means; returns its file.
+
+    Raises:
+        UsageError: if there is none, or if it is of other networks.
+    """
+    try:
+        path = choose_model(Path(run_dir), None)
+        if path is None:
+            raise UsageError("must hold a best_model.pt or a model.pt")
+        load_model(agent, path)
+        return path
+    except UsageError as error:
+        raise UsageError(f"--init-from {run_dir}: {error}") from error
+
+
 def load_model(agent: Agent, path: Path) -> None:
     """Load what `save_model` wrote; `weights_only` keeps a forged file from running code.
 
@@ -76,7 +92,9 @@ def load_model(agent: Agent, path: Path) -> None:
     try:
         # To the CPU first: copying from there waits until it is done. A captured `act` reads the networks on another stream.
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name, network in agent.networks.items():
+        if set(saved) != set(agent.model):  # with a normaliser and without it, for example
+            raise KeyError(f"it holds {', '.join(saved)}, must hold {', '.join(agent.model)}")
+        for name, network in agent.model.items():
             network.load_state_dict(saved[name])
     except Exception as error:  # zip, pickle, key and shape errors, depending on where the damage is
         reason = " ".join(str(error).split())[:200]

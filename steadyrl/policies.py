@@ -71,14 +71,15 @@ class GreedyPolicy(torch.nn.Module):
 
     def __init__(self, agent: Agent, action_space: gym.Space):
         super().__init__()
-        self.networks = torch.nn.ModuleDict(agent.networks)  # gives their parameters names
+        self.networks = torch.nn.ModuleDict(agent.model)  # gives their parameters names
+        self.normalizer = agent.normalizer
         self.policy, bounds = agent.policy, np.empty(0)
         if isinstance(action_space, gym.spaces.Box):
             bounds = np.stack([action_space.low, action_space.high]).astype(np.float32)
         self.register_buffer("bounds", torch.as_tensor(bounds, device=agent.device))
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        action = self.policy(observation)
+        action = self.policy(self.normalizer(observation) if self.normalizer else observation)
         return action.clamp(*self.bounds) if len(self.bounds) else action
 
 

@@ -12,6 +12,8 @@ from stable_baselines3.common import buffers
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from steadyrl.normalization import Normalizer
+
 
 class ReplayBuffer(buffers.ReplayBuffer):
     """stable-baselines3's replay buffer with the parts of a transition side by side: a batch is one gather and one copy.
@@ -26,13 +28,23 @@ class ReplayBuffer(buffers.ReplayBuffer):
         random: where samples are drawn from.
         n_steps: rewards that a sample sums up. Above 1, samples also hold `discounts`, the factor of the value that follows.
         gamma: the discount factor of these sums.
+        normalizer: sees each observation that is stored. Samples are normalised by it, what is stored is not.
+        sampling: how transitions are drawn (None: uniformly).
     """
 
     def __init__(
-        self, *args: Any, random: np.random.RandomState | None = None, n_steps: int = 1, gamma: float = 1.0, **kwargs: Any
+        self,
+        *args: Any,
+        random: np.random.RandomState | None = None,
+        n_steps: int = 1,
+        gamma: float = 1.0,
+        normalizer: Normalizer | None = None,
+        sampling: "Sampling | None" = None,
+        **kwargs: Any,
     ):
         super().__init__(*args, **{"handle_timeout_termination": False} | kwargs)
         self.random, self.n_steps, self.gamma = random or np.random.RandomState(0), n_steps, gamma
+        self.normalizer, self.sampling = normalizer, sampling or Sampling()
         assert isinstance(self.observation_space, gym.spaces.Box)
         self.widths = [*self.observation_space.shape, self.action_dim, *self.observation_space.shape, 1, 1]
         self.transitions = np.zeros((self.buffer_size, self.n_envs, sum(self.widths)), np.float32)
@@ -41,6 +53,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         self.dones, self.rewards = dones[..., 0], rewards[..., 0]
         self.timeouts = np.zeros((self.buffer_size, self.n_envs), bool)
         self.batch = torch.empty(0, 0)
+        self.sampling.begin(self)
 
     def add(  # type: ignore[override]  # stable-baselines3 takes a list of infos, and finds the truncations in it
         self,
@@ -57,23 +70,35 @@ class ReplayBuffer(buffers.ReplayBuffer):
         value of what would have followed counts.
         """
         self.timeouts[self.pos] = truncated
+        if self.normalizer:
+            self.normalizer.observe(obs)
         super().add(obs, next_obs, action, reward, done, [])
+        self.sampling.stored(np.logical_or(done, truncated))
 
     def cut_off(self, environments: np.ndarray) -> None:
         """Mark that in some environments, (N,) bool, the episode of the newest transition goes no further."""
         self.timeouts[self.pos - 1] |= environments
+        self.sampling.ended(environments)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        """A batch drawn uniformly: observations (B, O), actions (B, A), next observations (B, O), dones (B, 1), rewards
-        (B, 1), and discounts, (B, 1) or None."""
-        return self._get_samples(self.random.randint(0, self.size(), size=batch_size))
+        """A batch: observations (B, O), actions (B, A), next observations (B, O), dones (B, 1), rewards (B, 1), and discounts,
+        (B, 1) or None."""
+        return self.gather(*self.sampling.draw(batch_size))
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
-        env_inds = self.random.randint(0, high=self.n_envs, size=len(batch_inds))
+        return self.gather(batch_inds, self.random.randint(0, high=self.n_envs, size=len(batch_inds)))
+
+    def gather(self, batch_inds: np.ndarray, env_inds: np.ndarray) -> ReplayBufferSamples:
+        """The batch of the transitions in these rows, (B,), of these environments, (B,)."""
         rows, widths = self.transitions.reshape(-1, sum(self.widths)), self.widths
         batch = np.take(rows, batch_inds * self.n_envs + env_inds, axis=0)
+        self.sampling.change(batch, batch_inds, env_inds)
         if self.n_steps > 1:
             batch, widths = np.hstack([batch, self.add_steps(batch, batch_inds, env_inds)]), [*widths, 1]
+        if self.normalizer:
+            for start in (0, sum(widths[:2])):
+                place = slice(start, start + widths[0])
+                batch[:, place] = self.normalizer.normalize(batch[:, place])
         samples = torch.from_numpy(batch)
         if self.device.type == "cuda":
             if self.batch.shape != samples.shape:
@@ -109,13 +134,47 @@ class ReplayBuffer(buffers.ReplayBuffer):
     def state_dict(self) -> dict[str, Any]:
         """The transitions filled so far (not copied), which of them ended by a cut, and where the next one goes."""
         filled = {"transitions": self.transitions[: self.size()], "timeouts": self.timeouts[: self.size()]}
-        return {name: torch.from_numpy(part) for name, part in filled.items()} | {"pos": self.pos, "full": self.full}
+        state = {name: torch.from_numpy(part) for name, part in filled.items()} | {"pos": self.pos, "full": self.full}
+        return state | self.sampling.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`."""
         for name in ("transitions", "timeouts"):
             getattr(self, name)[: len(state[name])] = state[name].numpy()
         self.pos, self.full = state["pos"], state["full"]
+        self.sampling.load_state_dict(state)
+
+
+class Sampling:
+    """How a replay buffer draws transitions: here, uniformly. A subclass overrides what it does in another way."""
+
+    def begin(self, rb: ReplayBuffer) -> None:
+        """Be the one of this buffer."""
+        self.rb = rb
+
+    def stored(self, ended: np.ndarray) -> None:
+        """A row was stored; (N,) bool: with it the episodes of these environments ended."""
+
+    def ended(self, environments: np.ndarray) -> None:
+        """The episodes of these environments, (N,) bool, turned out to have ended with the newest row."""
+
+    def draw(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The rows and the environments, (B,) each, of a batch."""
+        rows = self.rb.random.randint(0, self.rb.size(), size=batch_size)
+        return rows, self.rb.random.randint(0, high=self.rb.n_envs, size=batch_size)
+
+    def change(self, batch: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> None:
+        """Change, in place, the copies of the drawn transitions."""
+
+    def prioritize(self, td_errors: torch.Tensor) -> None:
+        """Take the (B,) TD errors of the latest batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the buffer's own state does not hold."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state from the buffer's `state_dict`, after the buffer itself."""
 
 
 def buffer_bytes(observation_size: int, action_size: int, buffer_size: int) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import os
 import random
 import shlex
 import shutil
@@ -20,19 +21,21 @@ from steadyrl.acceleration import accelerate, check_mode, choose_mode
 from steadyrl.agent import Agent, AnyAgent
 from steadyrl.arguments import RunArgs
 from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
-from steadyrl.checks import check
+from steadyrl.checks import check, check_goals
 from steadyrl.device import Defaults, set_up_device
 from steadyrl.environments import check_finite, make_envs
 from steadyrl.episodes import TrainingEnvs
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError, in_one_line
 from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation
 from steadyrl.files import WriteOrWarn, sha256, shown, write_csv, write_json
+from steadyrl.hindsight_replay import HindsightSampling
 from steadyrl.logs import Log, start_wandb
-from steadyrl.models import Weights, check_weights, save_model, save_weights, weights_of
+from steadyrl.models import Weights, check_weights, load_initial_model, save_model, save_weights, weights_of
 from steadyrl.noise import RandomNumbers
 from steadyrl.output import open_standard_files, say
+from steadyrl.prioritized_replay import PrioritizedSampling
 from steadyrl.record import changes, keep_script, record_of, refuse_changes
-from steadyrl.replay_buffer import ReplayBuffer
+from steadyrl.replay_buffer import ReplayBuffer, Sampling
 from steadyrl.run_folder import lock_folder, make_run_folder, remove_unfinished, results_of, start_again
 from steadyrl.signals import Signals
 
@@ -61,9 +64,11 @@ class Run:
     """
 
     def __init__(self, args: RunArgs):
-        self.args, self.output = args, Path(args.output).absolute()  # before an environment can change the working directory
+        self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
         defaults = Defaults()
         self.found = check(args)
+        if getattr(args, "replay", None) == "hindsight":  # not every script has this flag
+            self.goals = check_goals(args)
         defaults.hold()
         open_standard_files()  # before the lock, which must not be what an environment closes
         self.device = set_up_device(args)
@@ -160,8 +165,20 @@ class Run:
         torch.manual_seed(self.args.seed)  # whatever the environments drew
         return envs
 
+    def replay(self, agent: Agent, envs: TrainingEnvs) -> dict[str, Any]:
+        """Arguments of ReplayBuffer: how --replay and --normalize-observations want transitions to be drawn."""
+        sampling: Sampling | None = None
+        if self.args.replay == "prioritized":
+            sampling = PrioritizedSampling()
+        if self.args.replay == "hindsight":
+            self.goals.ask = envs.ask
+            sampling = HindsightSampling(self.goals, self.args.reward_scale)
+        return {"random": self.random, "gamma": self.args.gamma, "normalizer": agent.normalizer, "sampling": sampling}
+
     def take_back(self) -> None:
         """Do what `hold` does, and what would take too long at every step."""
+        with contextlib.suppress(OSError):  # it was removed
+            os.chdir(self.home)
         self.signals.take()
         open_standard_files()
         self.hold()
@@ -204,6 +221,8 @@ class Run:
         self.agent, self.envs, self.rb = agent, envs, rb
         self.parts, self.others = parts, others  # whole now: from here on, something can be saved after an error
         if self.checkpoint is None:
+            if self.args.init_from and not self.args.resume:
+                self.start_from(self.args.init_from)
             return
         say(f"resumed at step {self.global_step}")
         if changed := changes(self.checkpoint["run"]["settings"], self.settings):
@@ -212,6 +231,13 @@ class Run:
         if "best_model" in self.checkpoint["run"]:
             self.put_best_model_back()
         self.checkpoint = None  # lets go of the file
+
+    def start_from(self, run_dir: str) -> None:
+        """Load the networks of another run into the agent, and keep in args.json of which file."""
+        model = load_initial_model(self.agent, run_dir)
+        self.settings["initial_model"] = {"file": str(model.absolute()), "sha256": sha256(model)}
+        self.write_settings()
+        say(f"the networks are those of {shown(model)}")
 
     def put_best_model_back(self) -> None:
         """Have best_model.pt be the one that the checkpoint knows. One of a later evaluation, which is made again or never,
@@ -265,9 +291,15 @@ class Run:
             self.last_training_step = self.global_step
 
     def record(self, losses: dict[str, torch.Tensor]) -> None:
-        """Keep the losses of an update on the device: reading a value waits for the device, so only the logging does it."""
+        """Keep the losses of an update on the device: reading a value waits for the device, so only the logging does it.
+
+        "td_errors" are no loss, but what the replay buffer may need.
+        """
         for name, loss in losses.items():
-            self.losses[name].append(loss)
+            if name == "td_errors":
+                self.rb.sampling.prioritize(loss)
+            else:
+                self.losses[name].append(loss)
 
     def end_step(self, agent: Agent, infos: dict[str, Any]) -> None:
         """Log, evaluate and save whatever is due after a step of the environments.
@@ -387,6 +419,7 @@ class Run:
         if not self.has_final_evaluation:
             self.check_models(agent)
             self.envs.close()  # of some environments there can be only one
+            self.take_back()
             self.signals.leaving = False
             try:
                 evaluation = final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)

@@ -16,10 +16,10 @@ FLOORS = [
     ["command_line", "run"],
     ["hub"],
     ["policies", "evaluation", "acceleration", "checks"],
-    ["environments", "models", "logs", "checkpoints", "record", "device"],
-    ["agent", "episodes", "run_folder"],
+    ["environments", "models", "logs", "checkpoints", "record", "device", "hindsight_replay"],
+    ["agent", "episodes", "run_folder", "prioritized_replay"],
     ["arguments", "spaces", "files", "replay_buffer", "noise", "signals"],
-    ["errors", "family", "output"],
+    ["errors", "family", "output", "normalization"],
 ]
 ROOMS = sorted((ROOT / "steadyrl").glob("*.py"))
 

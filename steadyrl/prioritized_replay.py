@@ -1,0 +1,77 @@
+"""Loss-adjusted prioritised replay: transitions with large TD errors are drawn more often.
+
+Fujimoto et al., 2020, "An Equivalence between Loss Functions and Non-Uniform Sampling in Experience Replay", arXiv:2007.06049.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from steadyrl.replay_buffer import ReplayBuffer, Sampling
+
+EXPONENT = 0.4  # alpha in the paper's table of hyperparameters
+LOWEST = 1.0  # below a TD error of 1 the Huber loss is a square: equation 15 draws these uniformly
+
+
+class PrioritizedSampling(Sampling):
+    """Draws each transition with a probability in proportion to max(|TD error|^0.4, 1); a new one has the highest so far.
+
+    Where priorities differ, the gradient of the Huber loss has a constant size. So what is minimised is another loss that is
+    known, and no importance weights are needed (section 5.1).
+
+    `sums` is a binary tree: node n is the sum of nodes 2n and 2n + 1, and the priorities are its leaves. What is to be written
+    to it waits for the next sample: a device is waited for once per update, and not before its result is needed.
+    """
+
+    def begin(self, rb: ReplayBuffer) -> None:
+        super().begin(rb)
+        self.leaves = 1 << (rb.buffer_size * rb.n_envs - 1).bit_length()  # a power of 2
+        self.sums = np.zeros(2 * self.leaves)
+        self.highest = LOWEST
+        self.new_rows = 0  # stored since the last sample
+        self.drawn, self.td_errors = np.empty(0, np.int64), torch.empty(0)  # of the last sample; no errors if they are written
+
+    def stored(self, ended: np.ndarray) -> None:
+        self.new_rows = min(self.new_rows + 1, self.rb.buffer_size)
+
+    def draw(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        self.write_priorities()
+        values, nodes = self.rb.random.random_sample(batch_size) * self.sums[1], np.ones(batch_size, np.int64)
+        while nodes[0] < self.leaves:  # down from the root: to the left, or past what is there to the right
+            nodes *= 2
+            left = self.sums[nodes]
+            right = values >= left
+            values -= left * right
+            nodes += right
+        # By rounding, a value may be just above the sum of all: it is the last transition's.
+        self.drawn = np.minimum(nodes - self.leaves, self.rb.size() * self.rb.n_envs - 1)
+        rows, envs = np.divmod(self.drawn, self.rb.n_envs)
+        return rows, envs
+
+    def prioritize(self, td_errors: torch.Tensor) -> None:
+        self.td_errors = td_errors
+
+    def write_priorities(self) -> None:
+        """Bring the tree up to date: with the TD errors of the last sample, then with what was stored after it."""
+        priorities = np.maximum(self.td_errors.double().abs().cpu().numpy() ** EXPONENT, LOWEST)  # waits for the device
+        self.highest = max(self.highest, priorities.max(initial=LOWEST))
+        rows = (self.rb.pos - self.new_rows + np.arange(self.new_rows)) % self.rb.buffer_size
+        new = (rows[:, None] * self.rb.n_envs + np.arange(self.rb.n_envs)).flatten()
+        nodes = np.concatenate([self.drawn[: len(priorities)], new]) + self.leaves
+        self.sums[nodes] = np.concatenate([priorities, np.full(len(new), self.highest)])  # of equal nodes, the last one counts
+        while len(nodes) and nodes[0] > 1:
+            nodes >>= 1
+            self.sums[nodes] = self.sums[2 * nodes] + self.sums[2 * nodes + 1]
+        self.new_rows, self.td_errors = 0, self.td_errors[:0]
+
+    def state_dict(self) -> dict[str, Any]:
+        self.write_priorities()
+        priorities = self.sums[self.leaves : self.leaves + self.rb.size() * self.rb.n_envs]
+        return {"priorities": torch.from_numpy(priorities), "highest_priority": float(self.highest)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums[self.leaves : self.leaves + len(state["priorities"])] = state["priorities"].numpy()
+        for start in 1 << np.arange(self.leaves.bit_length() - 1)[::-1]:  # level by level, from the lowest
+            self.sums[start : 2 * start] = self.sums[2 * start : 4 * start : 2] + self.sums[2 * start + 1 : 4 * start : 2]
+        self.highest, self.new_rows, self.td_errors = state["highest_priority"], 0, torch.empty(0)
