@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 LIMIT = 10.0  # standard deviations at which a normalised observation is clipped
-SMALLEST = 1e-8  # added to a deviation: one that is rounding alone is not blown up
+SMALLEST = 1e-8  # deviation: one that is rounding alone is not blown up to 1
 
 
 class Normalizer(torch.nn.Module):
@@ -39,7 +39,7 @@ class Normalizer(torch.nn.Module):
     @property
     def deviation(self) -> torch.Tensor:
         """(O,) standard deviations; 1 as long as there are none."""
-        return torch.where(self.squares > 0, (self.squares / self.count).sqrt(), 1.0) + SMALLEST
+        return torch.where(self.squares > 0, (self.squares / self.count).sqrt().clamp(min=SMALLEST), 1.0)
 
     def normalize(self, obs: np.ndarray) -> np.ndarray:
         """(N, O) observations to (N, O) float32 ones with mean 0 and standard deviation 1."""

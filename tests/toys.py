@@ -297,6 +297,77 @@ class Goal(PendulumLike):
         return obs, reward, terminated, truncated, {"is_success": np.bool_(self.succeeds)}
 
 
+class Reach(Toy):
+    """A point in a square that is to be moved within 0.2 of a goal: -1 a step until then, 0 there, for 20 steps.
+
+    Args:
+        batches: whether `compute_reward` takes arrays of goals.
+        terminates: an episode ends at the goal, and `compute_terminated` says so of any goal.
+        bonus: what a step's reward has beyond `compute_reward`.
+        shape: of a goal.
+    """
+
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, batches=True, terminates=False, bonus=0.0, shape=(2,), render_mode=None):
+        super().__init__(render_mode)
+        goal = gym.spaces.Box(-2, 2, shape, np.float64)
+        self.observation_space = gym.spaces.Dict(achieved_goal=goal, desired_goal=goal, observation=gym.spaces.Box(-2, 2, (2,)))
+        self.batches, self.bonus, self.shape = batches, bonus, shape
+        if terminates:
+            self.compute_terminated = lambda achieved, desired, info: self.is_reached(achieved, desired)
+
+    def is_reached(self, achieved, desired):
+        distance = np.asarray(achieved) - desired
+        if not self.batches:
+            return bool(np.linalg.norm(distance) < 0.2)  # of a whole array of goals, one number
+        return np.linalg.norm(distance.reshape(*distance.shape[: distance.ndim - len(self.shape)], -1), axis=-1) < 0.2
+
+    def compute_reward(self, achieved, desired, info):
+        return np.float64(self.is_reached(achieved, desired)) - 1.0
+
+    def observe(self):
+        achieved = self.place.reshape(self.shape)
+        return {"achieved_goal": achieved, "desired_goal": self.goal, "observation": self.place.astype(np.float32)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.place = 0, self.np_random.uniform(-1, 1, 2)
+        self.goal = self.np_random.uniform(-1, 1, 2).reshape(self.shape)
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.place = np.clip(self.place + 0.2 * action, -2, 2)
+        achieved = self.place.reshape(self.shape)
+        reached = bool(self.is_reached(achieved, self.goal))
+        over = reached and hasattr(self, "compute_terminated")
+        return self.observe(), reached - 1.0 + self.bonus, over, self.steps == 20, {"is_success": reached}
+
+
+class Units(Toy):
+    """Two numbers with units four and three powers of ten from 1: the best action is the product of their signs.
+
+    It can be learned from both alone. Without normalising, the large one hides the small one.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def observe(self):
+        self.values = self.np_random.normal(size=2)
+        return self.values * (1e4, 1e-3) + (3e4, 0)
+
+    def step(self, action):
+        self.steps += 1
+        reward = -float((action[0] - np.sign(self.values).prod()) ** 2)
+        return self.observe(), reward, True, False, {}
+
+
 class Signals(PendulumLike):
     """Asks for a checkpoint when it is made, long before there is anything to save."""
 
@@ -326,6 +397,12 @@ register("Bounds-v0", Bounds, max_episode_steps=50)
 register("Pendulum-like-v0", PendulumLike)
 register("ClosesOutput-v0", ClosesOutput)
 register("Goal-v0", Goal)
+register("Reach-v0", Reach)
+register("ReachEnding-v0", Reach, kwargs={"terminates": True})
+register("ReachSlow-v0", Reach, kwargs={"batches": False, "terminates": True})
+register("ReachMatrix-v0", Reach, kwargs={"shape": (2, 1)})
+register("ReachBonus-v0", Reach, kwargs={"bonus": 0.5})
+register("Units-v0", Units)
 register("Signals-v0", Signals)
 register("NaNObservation-v0", NotFinite, kwargs={"field": "observation", "value": np.nan})
 register("HugeObservation-v0", NotFinite, kwargs={"field": "observation", "value": 1e300})  # infinite in float32
