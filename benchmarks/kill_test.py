@@ -66,13 +66,27 @@ BORDER = [
         *(("Odd", f"""--env-kwargs '{{"kind": "{kind}"}}'""") for kind in ("locked", "wide")),
     )
 ]
+SOURCE = "another-run"  # in a task, stands for the folder of a run that ended before
+# What draws from the replay buffer in another way, sees observations in another way, or begins elsewhere.
+REPLAY = [
+    f"--env-id {task}"
+    for task in (
+        "Pendulum-v1 --replay prioritized",
+        "Hopper-v4 --num-envs 3 --replay prioritized --normalize-observations",
+        "toys:Reach-v0 --replay hindsight",
+        "toys:ReachEnding-v0 --num-envs 3 --replay hindsight --normalize-observations",
+        "toys:ReachSlow-v0 --num-envs 3 --vectorization async --replay hindsight",
+        f"Pendulum-v1 --num-envs 3 --vectorization async --replay uniform --normalize-observations --init-from {SOURCE}",
+    )
+]
 TASKS = {
-    "ddpg_continuous_action": CONTINUOUS + BORDER,
+    "ddpg_continuous_action": CONTINUOUS + BORDER + REPLAY,
     "td3_continuous_action": [
         f"--env-id {env_id} --num-envs {environments}"
         for env_id in ("Hopper-v4", "Pendulum-v1", "Ant-v5")
         for environments in ("1", "3", "3 --vectorization async")
-    ],
+    ]
+    + REPLAY,
     "sac_continuous_action": [
         f"--env-id {env_id} --num-envs {environments}"
         for env_id in (
@@ -82,12 +96,14 @@ TASKS = {
             "BipedalWalker-v3",
         )
         for environments in ("1", "3", "3 --vectorization async")
-    ],
+    ]
+    + REPLAY,
     "dqn": [  # target updates every 50 steps, so that there are some
         f"--env-id {env_id} --train-frequency 2 --target-network-frequency 50 --num-envs {environments}"
         for env_id in ("CartPole-v1", "LunarLander-v3 --double-q", "InvertedPendulum-v5 --bins 2", "BipedalWalker-v3 --bins 2")
         for environments in ("1", "3", "3 --vectorization async")
-    ],
+    ]
+    + [f"{task} --bins 2 --train-frequency 2 --target-network-frequency 50" for task in REPLAY],
 }
 
 
@@ -117,6 +133,18 @@ def start(cwd: str, script: str, *arguments: str) -> subprocess.Popen:
     places = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))  # the toys are in tests/
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def with_source(script: str, task: str, folder: Path) -> str:
+    """A task with the folder of a finished run where it stands for one; made here, if there is none yet."""
+    if SOURCE not in task:
+        return task
+    if not folder.exists():
+        folder.mkdir()
+        own = task.partition(" --init-from")[0]
+        finish(start(str(folder), script, *FLAGS.split(), *shlex.split(own), "--seed", "2", "--total-timesteps", "400"))
+    (run_dir,) = (folder / "runs").iterdir()
+    return task.replace(SOURCE, str(run_dir))
 
 
 def finish(run: subprocess.Popen) -> None:
@@ -166,15 +194,17 @@ def trial(script: str, task: str, expected: dict[str, str], after: int, delay: f
 def main(options: Options) -> int:
     """Run the trials; returns the number of runs that did not end as the one left alone."""
     choose = random.Random(options.seed)
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with tempfile.TemporaryDirectory() as sources, ThreadPoolExecutor(options.jobs) as pool:
         chosen = [task + " --cuda" * options.cuda for task in TASKS[options.script] if options.tasks in task]
         tasks = [choose.choice(chosen) for _ in range(options.trials)]
         known = sorted(set(tasks))
-        references = dict(zip(known, pool.map(partial(reference, options.script), known), strict=True))
+        whole = {task: with_source(options.script, task, Path(sources, str(number))) for number, task in enumerate(known)}
+        references = dict(zip(known, pool.map(partial(reference, options.script), whole.values()), strict=True))
         after = [choose.randrange(1200 // 60) for _ in tasks]
         delays = [choose.uniform(0, references[task][1] / 20) for task in tasks]
         rows = []
-        runs = pool.map(partial(trial, options.script), tasks, [references[task][0] for task in tasks], after, delays)
+        starts = [whole[task] for task in tasks]
+        runs = pool.map(partial(trial, options.script), starts, [references[task][0] for task in tasks], after, delays)
         for number, (task, (where, differences)) in enumerate(zip(tasks, runs, strict=True), 1):
             row = {"script": options.script, "trial": number, "task": task, "killed": where}
             rows.append(row | {"differs": " ".join(differences)})

@@ -153,6 +153,7 @@ def test_onnx_takes_raw_observations(run):
 def test_units_of_all_sizes_are_learned_if_they_are_normalised(run, normalized, solves):
     """From 10^-3 to 10^4: the best action gives 0, the best one that is blind for the small number gives -1."""
     args = quick_args(env_id="toys:Units-v0", normalize_observations=normalized, total_timesteps=3_000, learning_starts=500)
+    args.final_episodes = 200
     args.learning_rate, args.batch_size, args.exploration_noise, args.buffer_size, args.final_episodes = (
         1e-3,
         64,

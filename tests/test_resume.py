@@ -70,6 +70,10 @@ CASES = [
     ("toys:LegacyGenerator-v0 --num-envs 3", "step", 145),
     ("toys:DictSpaces-v0 --num-envs 1", "step", 377),
     ("toys:MatrixActionSpaces-v0 --num-envs 3 --vectorization async", "step", 145),
+    ("Pendulum-v1 --num-envs 3 --replay prioritized --normalize-observations", "step", 145),
+    ("Pendulum-v1 --num-envs 1 --replay prioritized --n-steps 3 --train-frequency 3", "update", 77),
+    ("toys:Reach-v0 --num-envs 1 --replay hindsight", "step", 377),
+    ("toys:ReachEnding-v0 --num-envs 3 --vectorization async --replay hindsight --normalize-observations", "step", 145),
 ]
 
 
