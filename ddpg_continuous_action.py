@@ -29,6 +29,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor
 
 from steadyrl import command_line
 from steadyrl.agent import Agent, Losses, training_mode
@@ -150,7 +151,7 @@ class Critic(nn.Module):
         self.hidden = hidden_layers(observation_space.shape[0] + action_space.shape[0], normalization, args)
         self.q_value = nn.Linear(args.hidden_sizes[-1], 1)
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = self.hidden(torch.cat([obs, action], dim=1))
         return self.q_value(x).squeeze(-1)  # (N,), as rewards are: (N, 1) would broadcast to (N, N) in the TD error
 
@@ -158,8 +159,8 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """mu(s): (N, O) observations to (N, A) actions inside the bounds of the action space."""
 
-    action_scale: torch.Tensor
-    action_bias: torch.Tensor
+    action_scale: Tensor
+    action_bias: Tensor
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
@@ -168,7 +169,7 @@ class Actor(nn.Module):
         self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
         self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
 
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
 
 
@@ -194,7 +195,7 @@ class DDPG(Agent):
         self.optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
 
     @torch.no_grad()
-    def policy(self, obs: torch.Tensor) -> torch.Tensor:
+    def policy(self, obs: Tensor) -> Tensor:
         """The greedy actions mu(s): (N, O) to (N, A)."""
         return self.actor(obs)
 
@@ -205,25 +206,25 @@ class DDPG(Agent):
         return self.critic(observations, self.actor(observations)).cpu().numpy()
 
     @torch.no_grad()
-    def td_target(self, batch: ReplayBufferSamples) -> torch.Tensor:
+    def td_target(self, batch: ReplayBufferSamples) -> Tensor:
         """The (B,) values r + gamma Q'(s', mu'(s')) that the critic learns (equation 5).
 
-        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last
-        transition bootstraps like any other.
+        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
         """
         next_actions = self.target_actor(batch.next_observations)
         next_values = self.target_critic(batch.next_observations, next_actions)
         discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
         return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
 
-    def critic_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean loss of the TD errors (equation 4), and the (B,) values Q(s, a)."""
+    def critic_loss(self, batch: ReplayBufferSamples, td_target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss of the TD errors (equation 4), and the (B,) values Q(s, a). Without a target it computes it."""
+        td_target = self.td_target(batch) if td_target is None else td_target
         q_values = self.critic(batch.observations, batch.actions)
         huber = self.args.critic_loss == "huber" or self.args.replay == "prioritized"
         td_loss = F.smooth_l1_loss if huber else F.mse_loss
-        return td_loss(q_values, self.td_target(batch)), q_values
+        return td_loss(q_values, td_target), q_values
 
-    def actor_loss(self, batch: ReplayBufferSamples) -> torch.Tensor:
+    def actor_loss(self, batch: ReplayBufferSamples) -> Tensor:
         """Minus the mean of Q(s, mu(s)): its gradient is the deterministic policy gradient (equation 6)."""
         return -self.critic(batch.observations, self.actor(batch.observations)).mean()
 
@@ -233,12 +234,13 @@ class DDPG(Agent):
         Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss. Prioritised replay
         also needs the (B,) td_errors.
         """
+        td_target = self.td_target(batch)
         with training_mode(self.critic, self.batch_normalized):
-            q_loss, q_values = self.critic_loss(batch)
+            q_loss, q_values = self.critic_loss(batch, td_target)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if self.args.replay == "prioritized":
-            losses["td_errors"] = self.td_target(batch) - q_values.detach()
+            losses["td_errors"] = td_target - q_values.detach()
         if update_policy:
             with training_mode(self.actor, self.batch_normalized):
                 actor_loss = self.actor_loss(batch)
@@ -249,7 +251,7 @@ class DDPG(Agent):
         return losses
 
 
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One optimiser step on a loss. Gradients are computed for the parameters of this optimiser only."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])

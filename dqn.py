@@ -30,6 +30,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor
 
 from steadyrl import command_line
 from steadyrl.agent import Agent, Losses
@@ -151,7 +152,7 @@ class QNetwork(nn.Module):
             inputs = units
         self.network = nn.Sequential(*layers, nn.Linear(inputs, int(action_space.n)))
 
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor) -> Tensor:
         return self.network(obs)
 
 
@@ -171,7 +172,7 @@ class DQN(Agent):
         self.optimizers = {"q_network": self.optimizer}
 
     @torch.no_grad()
-    def policy(self, obs: torch.Tensor) -> torch.Tensor:
+    def policy(self, obs: Tensor) -> Tensor:
         """The greedy actions: (N, O) observations to (N,) indices; of equal values, the first."""
         return self.q_network(obs).argmax(dim=1)
 
@@ -181,11 +182,10 @@ class DQN(Agent):
         return self.q_network(self.tensor(obs)).amax(dim=1).cpu().numpy()
 
     @torch.no_grad()
-    def td_target(self, batch: ReplayBufferSamples) -> torch.Tensor:
+    def td_target(self, batch: ReplayBufferSamples) -> Tensor:
         """The (B,) values r + gamma max Q'(s', a') that the network learns (algorithm 1).
 
-        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so its last transition
-        bootstraps like any other.
+        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
         """
         next_q_values = self.target_network(batch.next_observations)
         if self.args.double_q:  # van Hasselt et al., equation 4
@@ -195,21 +195,23 @@ class DQN(Agent):
             next_q_values = next_q_values.amax(dim=1)
         return batch.rewards.flatten() + self.args.gamma * (1 - batch.dones.flatten()) * next_q_values
 
-    def q_loss(self, batch: ReplayBufferSamples) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss of the TD errors of a batch, and the (B,) values Q(s, a). `batch.actions` are (B, 1) indices."""
+    def q_loss(self, batch: ReplayBufferSamples, td_target: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean loss of the TD errors, and the (B,) values Q(s, a). `batch.actions` are (B, 1) indices."""
+        td_target = self.td_target(batch) if td_target is None else td_target
         q_values = self.q_network(batch.observations).gather(1, batch.actions.long()).squeeze(1)
         td_loss = F.smooth_l1_loss if self.args.replay == "prioritized" else F.mse_loss
-        return td_loss(q_values, self.td_target(batch)), q_values
+        return td_loss(q_values, td_target), q_values
 
     def update(self, batch: ReplayBufferSamples, update_policy: bool = True) -> Losses:
         """One step of the Q-network, and so of the policy.
 
         Returns detached scalars, still on the device: q_loss and q_est. Prioritised replay also needs the (B,) td_errors.
         """
-        q_loss, q_values = self.q_loss(batch)
+        td_target = self.td_target(batch)
+        q_loss, q_values = self.q_loss(batch, td_target)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if self.args.replay == "prioritized":
-            losses["td_errors"] = self.td_target(batch) - q_values.detach()
+            losses["td_errors"] = td_target - q_values.detach()
         self.optimizer.zero_grad()
         q_loss.backward()
         self.optimizer.step()

@@ -32,6 +32,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor
 
 from steadyrl import command_line
 from steadyrl.agent import Agent, Losses, training_mode
@@ -150,7 +151,7 @@ class Critic(nn.Module):
         self.hidden = hidden_layers(observation_space.shape[0] + action_space.shape[0], normalization, args)
         self.q_value = nn.Linear(args.hidden_sizes[-1], 1)
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = self.hidden(torch.cat([obs, action], dim=1))
         return self.q_value(x).squeeze(-1)  # (N,), as rewards are: (N, 1) would broadcast to (N, N) in the TD error
 
@@ -159,8 +160,8 @@ class Actor(nn.Module):
     """pi(a|s), a Gaussian squashed by tanh: (N, O) observations and (N, A) standard normal noise to (N, A) actions inside the
     bounds of the action space and their (N,) log probabilities. Zero noise, or none, gives the greedy action."""
 
-    action_scale: torch.Tensor
-    action_bias: torch.Tensor
+    action_scale: Tensor
+    action_bias: Tensor
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
@@ -170,7 +171,7 @@ class Actor(nn.Module):
         self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
         self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
 
-    def forward(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, obs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = self.hidden(obs)
         log_std = LOG_STD_MIN + (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(self.log_std(x)) + 1) / 2
         noise = torch.zeros_like(log_std) if noise is None else noise
@@ -210,7 +211,7 @@ class SAC(Agent):
         self.networks["temperature"] = temperature
 
     @torch.no_grad()
-    def policy(self, obs: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def policy(self, obs: Tensor, noise: Tensor | None = None) -> Tensor:
         """(N, O) observations and (N, A) standard normal noise to (N, A) actions; the greedy ones without noise."""
         return self.actor(obs, noise)[0]
 
@@ -232,13 +233,13 @@ class SAC(Agent):
         values = [self.soft_value(self.critics, observations, row.expand(len(obs), -1))[0] for row in noise]
         return (sum(values[1:], start=values[0]) / len(values)).cpu().numpy()
 
-    def soft_value(self, critics: nn.ModuleList, obs: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def soft_value(self, critics: nn.ModuleList, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Of an action a drawn from pi(.|s): min Q(s, a) - alpha log pi(a|s) (1801.01290, equation 3), and log pi(a|s)."""
         action, log_prob = self.actor(obs, noise)
         return smallest_q_value(critics, obs, action) - self.log_alpha.exp().detach() * log_prob, log_prob
 
     @torch.no_grad()
-    def td_target(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> torch.Tensor:
+    def td_target(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
         """The (B,) values r + gamma V(s') that the critics learn. `noise`, (B, A) standard normal, draws the next actions.
 
         `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
@@ -247,34 +248,33 @@ class SAC(Agent):
         discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
         return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
 
-    def critic_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def critic_loss(self, batch: ReplayBufferSamples, noise: Tensor, td_target: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum of the critics' mean losses of the TD errors (1812.05905, equation 5), and the (critics, B) values Q(s, a)."""
         huber = self.args.critic_loss == "huber" or self.args.replay == "prioritized"
-        td_target, td_loss = self.td_target(batch, noise), F.smooth_l1_loss if huber else F.mse_loss
+        td_loss = F.smooth_l1_loss if huber else F.mse_loss
+        td_target = self.td_target(batch, noise) if td_target is None else td_target
         q_values = torch.stack([critic(batch.observations, batch.actions) for critic in self.critics])
         first, *others = (td_loss(values, td_target) for values in q_values)
         return sum(others, start=first), q_values
 
-    def actor_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def actor_loss(self, batch: ReplayBufferSamples, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Minus the mean soft value of the actor's own actions (1801.01290, equation 12), and their (B,) log probabilities."""
         values, log_prob = self.soft_value(self.critics, batch.observations, noise)
         return -values.mean(), log_prob
 
-    def update(
-        self, batch: ReplayBufferSamples, noise: torch.Tensor, update_policy: bool, update_targets: bool = True
-    ) -> Losses:
+    def update(self, batch: ReplayBufferSamples, noise: Tensor, update_policy: bool, update_targets: bool = True) -> Losses:
         """One step of the critics and, if asked, `policy_frequency` of the actor and the temperature, and one of the targets.
 
         `noise`, (1 + policy_frequency, B, A) standard normal, is for the critics' targets, then for each step of the actor.
-
         Returns detached q_loss, q_est; with `update_policy` actor_loss, alpha; for prioritised replay the largest td_errors.
         """
+        td_target = self.td_target(batch, noise[0])
         with training_mode(self.critics, self.batch_normalized):
-            q_loss, q_values = self.critic_loss(batch, noise[0])
+            q_loss, q_values = self.critic_loss(batch, noise[0], td_target)
         descend(q_loss, self.optimizers["critic"])
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if self.args.replay == "prioritized":
-            losses["td_errors"] = (self.td_target(batch, noise[0]) - q_values.detach()).abs().amax(dim=0)
+            losses["td_errors"] = (td_target - q_values.detach()).abs().amax(dim=0)
         for actor_noise in noise[1:] if update_policy else ():  # as many times as it was left out before
             with training_mode(self.actor, self.batch_normalized):
                 actor_loss, log_prob = self.actor_loss(batch, actor_noise)
@@ -288,12 +288,12 @@ class SAC(Agent):
         return losses
 
 
-def smallest_q_value(critics: Iterable[nn.Module], obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+def smallest_q_value(critics: Iterable[nn.Module], obs: Tensor, action: Tensor) -> Tensor:
     """The smallest of the critics' values: (N,)."""
     return torch.stack([critic(obs, action) for critic in critics]).amin(dim=0)
 
 
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One optimiser step on a loss. Gradients are computed for the parameters of this optimiser only."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])

@@ -29,6 +29,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor
 
 from steadyrl import command_line
 from steadyrl.agent import Agent, Losses
@@ -138,7 +139,7 @@ class Critic(nn.Module):
         self.hidden = hidden_layers(observation_space.shape[0] + action_space.shape[0], args)
         self.q_value = nn.Linear(args.hidden_sizes[-1], 1)
 
-    def forward(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = self.hidden(torch.cat([obs, action], dim=1))
         return self.q_value(x).squeeze(-1)  # (N,), as rewards are: (N, 1) would broadcast to (N, N) in the TD error
 
@@ -146,8 +147,8 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """mu(s): (N, O) observations to (N, A) actions inside the bounds of the action space."""
 
-    action_scale: torch.Tensor
-    action_bias: torch.Tensor
+    action_scale: Tensor
+    action_bias: Tensor
 
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args):
         super().__init__()
@@ -156,7 +157,7 @@ class Actor(nn.Module):
         self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
         self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
 
-    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+    def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
 
 
@@ -180,7 +181,7 @@ class TD3(Agent):
         self.optimizers = {"actor": self.actor_optimizer, "critic": self.critic_optimizer}
 
     @torch.no_grad()
-    def policy(self, obs: torch.Tensor) -> torch.Tensor:
+    def policy(self, obs: Tensor) -> Tensor:
         """The greedy actions mu(s): (N, O) to (N, A)."""
         return self.actor(obs)
 
@@ -191,11 +192,10 @@ class TD3(Agent):
         return self.critics[0](observations, self.actor(observations)).cpu().numpy()
 
     @torch.no_grad()
-    def td_target(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> torch.Tensor:
-        """The (B,) values that the critics learn: r + gamma times the smaller of both target critics' next values.
+    def td_target(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
+        """The (B,) values that both critics learn. `noise`, (B, A) standard normal, smooths the target policy (equation 14).
 
-        `noise`, (B, A) standard normal, smooths the target policy (equation 14). `batch.dones` marks terminations only: an
-        episode that a time limit cut off had a future, so its last transition bootstraps like any other.
+        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
         """
         scale, bias = self.actor.action_scale, self.actor.action_bias
         noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
@@ -204,27 +204,31 @@ class TD3(Agent):
         discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
         return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * torch.minimum(*next_values)
 
-    def critic_loss(self, batch: ReplayBufferSamples, noise: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """The sum of both critics' mean losses of the TD errors, and the (B,) values Q(s, a) of each."""
-        td_target, td_loss = self.td_target(batch, noise), F.smooth_l1_loss if self.args.replay == "prioritized" else F.mse_loss
+    def critic_loss(
+        self, batch: ReplayBufferSamples, noise: Tensor, td_target: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Sum of both critics' mean losses of the TD errors, and the (B,) values of each. Without a target it computes it."""
+        td_target = self.td_target(batch, noise) if td_target is None else td_target
+        td_loss = F.smooth_l1_loss if self.args.replay == "prioritized" else F.mse_loss
         q_values = [critic(batch.observations, batch.actions) for critic in self.critics]
         return td_loss(q_values[0], td_target) + td_loss(q_values[1], td_target), q_values
 
-    def actor_loss(self, batch: ReplayBufferSamples) -> torch.Tensor:
+    def actor_loss(self, batch: ReplayBufferSamples) -> Tensor:
         """Minus the mean of the first critic's Q(s, mu(s)): its gradient is the deterministic policy gradient."""
         return -self.critics[0](batch.observations, self.actor(batch.observations)).mean()
 
-    def update(self, batch: ReplayBufferSamples, noise: torch.Tensor, update_policy: bool) -> Losses:
+    def update(self, batch: ReplayBufferSamples, noise: Tensor, update_policy: bool) -> Losses:
         """One step of the critics and, if asked, one of the actor and of all target networks; `noise` as in `critic_loss`.
 
         Returns detached scalars, still on the device: q_loss, q_est (the first critic's) and, with `update_policy`, actor_loss.
         Prioritised replay also needs the (B,) td_errors, of both critics the larger ones.
         """
-        q_loss, q_values = self.critic_loss(batch, noise)
+        td_target = self.td_target(batch, noise)
+        q_loss, q_values = self.critic_loss(batch, noise, td_target)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values[0].detach().mean()}
         if self.args.replay == "prioritized":
-            losses["td_errors"] = (self.td_target(batch, noise) - torch.stack(q_values).detach()).abs().amax(dim=0)
+            losses["td_errors"] = (td_target - torch.stack(q_values).detach()).abs().amax(dim=0)
         if update_policy:
             actor_loss = self.actor_loss(batch)
             descend(actor_loss, self.actor_optimizer)
@@ -234,7 +238,7 @@ class TD3(Agent):
         return losses
 
 
-def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """One optimiser step on a loss. Gradients are computed for the parameters of this optimiser only."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])

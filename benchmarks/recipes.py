@@ -37,13 +37,14 @@ CURVES = ROOT / "benchmarks" / "results" / "curves"
 MARKS = "<!-- recipes: written by benchmarks/recipes.py --docs -->\n", "<!-- end of recipes -->\n"
 COLUMNS = (
     *("task", "seed", "steps", "wall_seconds", "mean", "std", "returns", "model_step", "last_five", "q_bias"),
-    *("training_return", "goal_step", "goal_seconds", "date", "versions", "command"),
+    *("training_return", "goal_step", "goal_seconds", "date", "versions", "command", "success"),
 )
 
 
 class Recipe(NamedTuple):
     """A task: its environment, the flags that solve it, the greedy mean that the best model must reach on every seed, what
-    has to be installed for it, which algorithm it is, of which script, and without a goal what published runs reached."""
+    has to be installed for it, which algorithm it is, of which script; and where episodes succeed or fail, the share of them
+    that must succeed instead."""
 
     env_id: str
     flags: str
@@ -51,6 +52,7 @@ class Recipe(NamedTuple):
     install: str = ""
     algorithm: str = "DDPG"
     script: str = "ddpg_continuous_action.py"
+    success: float | None = None
 
 
 TD3, SAC, DQN = "td3_continuous_action.py", "sac_continuous_action.py", "dqn.py"
@@ -74,6 +76,11 @@ LUNAR_LANDER_DQN = (
 TWO_CRITICS = (  # for MuJoCo's tasks
     "--critic-learning-rate 1e-3 --learning-starts 10000 --batch-size 128 --eval-frequency 25000"
 )
+GOALS = (  # for tasks whose reward is -1 until a goal is reached
+    "--replay hindsight --learning-starts 1000 --eval-frequency 2000 --eval-episodes 20 --final-episodes 50 --gamma 0.95 "
+    "--learning-rate 1e-3 --tau 0.05 --policy-frequency 1 --exploration-noise 0.2 --buffer-size 20000"
+)
+PANDA = "pip install panda-gym==3.0.7"
 BOX2D = 'pip install "gymnasium[box2d]==1.4.0"'
 RECIPES = {
     "pendulum": Recipe(
@@ -148,8 +155,20 @@ RECIPES = {
         algorithm="SAC",
         script=SAC,
     ),
+    "panda_reach": Recipe(
+        "panda_gym:PandaReach-v3", f"--total-timesteps 20000 {GOALS}", None, PANDA, "DDPG, hindsight", success=1.0
+    ),
     "hopper_sac": Recipe("Hopper-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC),
     "half_cheetah_sac": Recipe("HalfCheetah-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC),
+    "hopper_td3_cleanrl": Recipe("Hopper-v4", "", None, algorithm="TD3, CleanRL's defaults", script=TD3),
+    "half_cheetah_td3_cleanrl": Recipe("HalfCheetah-v4", "", None, algorithm="TD3, CleanRL's defaults", script=TD3),
+    "walker2d_td3_cleanrl": Recipe("Walker2d-v4", "", None, algorithm="TD3, CleanRL's defaults", script=TD3),
+    "hopper_td3_prioritized": Recipe(
+        "Hopper-v4", f"{TWO_CRITICS} --replay prioritized --total-timesteps 300000", None, "", "TD3, prioritised", TD3
+    ),
+    "lunar_lander_dqn_prioritized": Recipe(
+        "LunarLander-v3", f"{LUNAR_LANDER_DQN} --replay prioritized", 200, BOX2D, "DQN, prioritised", DQN
+    ),
     "hopper_td3": Recipe("Hopper-v4", TWO_CRITICS, None, algorithm="TD3", script=TD3),
     "half_cheetah_td3": Recipe("HalfCheetah-v4", TWO_CRITICS, None, algorithm="TD3", script=TD3),
     "walker2d_td3": Recipe("Walker2d-v4", TWO_CRITICS, None, algorithm="TD3", script=TD3),
@@ -213,11 +232,12 @@ def training_return(events: EventAccumulator) -> float:
     return statistics.mean(event.value for event in events.Scalars("charts/episodic_return")[-100:])
 
 
-def first_at(goal: float | None, folder: Path, events: EventAccumulator) -> tuple[int | str, int | str]:
+def first_at(recipe: Recipe, folder: Path, events: EventAccumulator) -> tuple[int | str, int | str]:
     """Step of the first evaluation of a run that reached the goal, and the seconds to its end, with interruptions; or ""."""
+    column, goal = ("mean", recipe.goal) if recipe.success is None else ("success", recipe.success)
     times = {event.step: event.wall_time for event in events.Scalars("eval/episodic_return")}
     for row in read_csv(folder / "evaluations.csv"):
-        if goal is not None and float(row["mean"]) >= goal:
+        if goal is not None and float(row[column]) >= goal:
             step = int(row["global_step"])
             return step, round(times[step] - events.FirstEventTimestamp())
     return "", ""
@@ -235,7 +255,7 @@ def collect(task: str, folder: Path) -> None:
     for name in ("args.json", "evaluations.csv", "evaluation.json"):
         shutil.copy(folder / name, curve)
     events = read_events(folder)
-    goal_step, goal_seconds = first_at(RECIPES[task].goal, folder, events)
+    goal_step, goal_seconds = first_at(RECIPES[task], folder, events)
     row = {
         "task": task,
         "seed": seed,
@@ -253,6 +273,7 @@ def collect(task: str, folder: Path) -> None:
         "date": result["date"],
         "versions": " ".join(f"{name}={version}" for name, version in result["versions"].items()),
         "command": command(RECIPES[task]),
+        "success": result.get("success", ""),
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with open(RESULTS, "a", newline="") as file:
@@ -290,11 +311,13 @@ def table() -> str:
         results = sorted((row for row in read_results() if row["task"] == task), key=lambda row: int(row["seed"]))
         if not results:
             continue
-        goal = recipe.goal or "none"
+        goal = "none" if recipe.goal is None else str(recipe.goal)
+        goal = goal if recipe.success is None else f"success {recipe.success}"
         for row in results:
+            success = f", success {float(row['success']):.2f}" if row["success"] else ""
             rows.append(
                 f"| {recipe.env_id} | {recipe.algorithm} | {goal} | {row['seed']} | {int(row['steps']):,} "
-                f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f} "
+                f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f}{success} "
                 f"| {float(row['last_five']):.1f} | {float(row['q_bias']):+.1f} |"
             )
         install = f"{recipe.install}\n" if recipe.install else ""
