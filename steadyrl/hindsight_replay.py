@@ -52,7 +52,8 @@ class Goals:
         """What a method says of (N, G) achieved and desired goals: (N,) float32."""
         pair = [goals.reshape(-1, *(self.space.shape or ())).astype(self.space.dtype) for goals in (achieved, desired)]
         if name not in self.one_by_one:
-            return np.asarray(self.ask(name, *pair, {}), np.float32)
+            answer = np.asarray(self.ask(name, *pair, {}), np.float32)
+            return np.full(len(achieved), answer) if answer.shape == () else answer  # some never terminate, and say False once
         return np.array([np.asarray(self.ask(name, *one, {})).item() for one in zip(*pair, strict=True)], np.float32)
 
 

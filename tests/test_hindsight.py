@@ -158,7 +158,7 @@ def test_it_is_stable_baselines3s_in_distribution():
     assert -0.9 < expected.rewards.mean() < -0.1
 
 
-@pytest.mark.parametrize("env_id", ["Reach-v0", "ReachEnding-v0", "ReachSlow-v0", "ReachMatrix-v0"])
+@pytest.mark.parametrize("env_id", ["Reach-v0", "ReachEnding-v0", "ReachNever-v0", "ReachSlow-v0", "ReachMatrix-v0"])
 @pytest.mark.parametrize("words", [{}, {"num_envs": 3, "vectorization": "async"}])
 def test_what_a_run_samples_is_what_the_environment_says(run, capsys, env_id, words):
     seen = []

@@ -302,20 +302,21 @@ class Reach(Toy):
 
     Args:
         batches: whether `compute_reward` takes arrays of goals.
-        terminates: an episode ends at the goal, and `compute_terminated` says so of any goal.
+        terminates: whether an episode ends at the goal, as `compute_terminated` says of any goal (None: there is none).
         bonus: what a step's reward has beyond `compute_reward`.
         shape: of a goal.
     """
 
     action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
-    def __init__(self, batches=True, terminates=False, bonus=0.0, shape=(2,), render_mode=None):
+    def __init__(self, batches=True, terminates=None, bonus=0.0, shape=(2,), render_mode=None):
         super().__init__(render_mode)
         goal = gym.spaces.Box(-2, 2, shape, np.float64)
         self.observation_space = gym.spaces.Dict(achieved_goal=goal, desired_goal=goal, observation=gym.spaces.Box(-2, 2, (2,)))
         self.batches, self.bonus, self.shape = batches, bonus, shape
-        if terminates:
-            self.compute_terminated = lambda achieved, desired, info: self.is_reached(achieved, desired)
+        self.terminates = terminates
+        if terminates is not None:
+            self.compute_terminated = lambda achieved, desired, info: terminates and self.is_reached(achieved, desired)
 
     def is_reached(self, achieved, desired):
         distance = np.asarray(achieved) - desired
@@ -341,7 +342,7 @@ class Reach(Toy):
         self.place = np.clip(self.place + 0.2 * action, -2, 2)
         achieved = self.place.reshape(self.shape)
         reached = bool(self.is_reached(achieved, self.goal))
-        over = reached and hasattr(self, "compute_terminated")
+        over = bool(self.terminates and reached)
         return self.observe(), reached - 1.0 + self.bonus, over, self.steps == 20, {"is_success": reached}
 
 
@@ -399,6 +400,7 @@ register("ClosesOutput-v0", ClosesOutput)
 register("Goal-v0", Goal)
 register("Reach-v0", Reach)
 register("ReachEnding-v0", Reach, kwargs={"terminates": True})
+register("ReachNever-v0", Reach, kwargs={"terminates": False})
 register("ReachSlow-v0", Reach, kwargs={"batches": False, "terminates": True})
 register("ReachMatrix-v0", Reach, kwargs={"shape": (2, 1)})
 register("ReachBonus-v0", Reach, kwargs={"bonus": 0.5})
