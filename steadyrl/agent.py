@@ -29,7 +29,7 @@ class Agent(ABC):
     Attributes:
         networks: by name, what a saved model consists of: everything that `update` changes but the optimisers' states.
         optimizers: by name. What is to be compiled is an AdamW with one group of parameters.
-        normalizer: with --normalize-observations, what stands between the observations that come in and the networks.
+        observation_normalizer: with --normalize-observations, what stands between incoming observations and the networks.
     """
 
     networks: dict[str, torch.nn.Module]
@@ -38,14 +38,14 @@ class Agent(ABC):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, args: RunArgs, device: torch.device):
         self.observation_space, self.action_space = observation_space, action_space
         self.args, self.device = args, device
-        self.normalizer: Normalizer | None = None
+        self.observation_normalizer: Normalizer | None = None
         if getattr(args, "normalize_observations", False):  # not every script has this flag
-            self.normalizer = Normalizer(gym.spaces.flatdim(observation_space))
+            self.observation_normalizer = Normalizer(gym.spaces.flatdim(observation_space))
 
     @property
-    def model(self) -> dict[str, torch.nn.Module]:
+    def saved_modules(self) -> dict[str, torch.nn.Module]:
         """By name, what is saved and loaded: the networks and, if there is one, the normaliser."""
-        return self.networks | ({"normalizer": self.normalizer} if self.normalizer else {})
+        return self.networks | ({"normalizer": self.observation_normalizer} if self.observation_normalizer else {})
 
     @abstractmethod
     def policy(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -101,7 +101,7 @@ class Agent(ABC):
         array, (size,) = np.asarray(obs, np.float32), self.observation_space.shape or (1,)
         if array.ndim != 2 or array.shape[1] != size:
             raise ValueError(f"observations have the shape {np.shape(obs)}, must be (N, {size}) or ({size},)")
-        return self.normalizer.normalize(array) if self.normalizer else array
+        return self.observation_normalizer.normalize(array) if self.observation_normalizer else array
 
     def tensor(self, obs: np.ndarray) -> torch.Tensor:
         """(N, O) observations on the device, as the networks see them."""
@@ -109,12 +109,12 @@ class Agent(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the model and of the optimisers."""
-        networks = {name: network.state_dict() for name, network in self.model.items()}
+        networks = {name: network.state_dict() for name, network in self.saved_modules.items()}
         return {"networks": networks, "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`, but keep this agent's own learning rates."""
-        for name, network in self.model.items():
+        for name, network in self.saved_modules.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
             own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
@@ -122,7 +122,9 @@ class Agent(ABC):
 
     def check_parts(self) -> None:
         """Raise a TypeError for a network or an optimiser that no checkpoint would hold, since it has no name."""
-        saved = {id(tensor) for network in self.model.values() for tensor in network.state_dict(keep_vars=True).values()}
+        saved = {
+            id(tensor) for network in self.saved_modules.values() for tensor in network.state_dict(keep_vars=True).values()
+        }
         for name, part in vars(self).items():
             tensors = part.state_dict(keep_vars=True).values() if isinstance(part, torch.nn.Module) else ()
             forgotten = isinstance(part, torch.optim.Optimizer) and part not in self.optimizers.values()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import gymnasium as gym
 
 from steadyrl.arguments import RunArgs, check_args
-from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, has_display, make_replayable_env
+from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, coming_back, has_display, make_replayable_env
 from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
 from steadyrl.errors import EnvError, UsageError
 from steadyrl.hindsight_replay import Goals, find_goals
@@ -44,7 +44,7 @@ def check(args: RunArgs) -> Findings:
             or needs a replay buffer that does not fit into memory.
     """
     check_args(args)
-    with contextlib.chdir("."):  # an environment may change it
+    with coming_back():
         return check_environment(args)
 
 
@@ -68,6 +68,8 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
     obs_space, action_space = env.observation_space, env.action_space
     args.check_spaces(obs_space, action_space)
     needed = buffer_bytes(math.prod(obs_space.shape or ()), math.prod(action_space.shape or ()), args.buffer_size)
+    kind = getattr(args, "replay", "uniform")  # not every script has this flag
+    needed += {"prioritized": 16 << (args.buffer_size - 1).bit_length(), "hindsight": 8 * args.buffer_size}.get(kind, 0)
     available = available_memory()
     if needed > available:
         raise UsageError(
@@ -90,7 +92,7 @@ def check_goals(args: RunArgs) -> Goals:
     """
     what = f"--replay hindsight: --env-id {args.env_id} does not fit it"
     try:
-        with contextlib.chdir("."), contextlib.closing(make_replayable_env(args)) as env:
+        with coming_back(), contextlib.closing(make_replayable_env(args)) as env:
             goals = find_goals(env)
     except (UsageError, EnvError) as error:
         raise UsageError(f"{what}: {error}") from error

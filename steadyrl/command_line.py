@@ -21,7 +21,7 @@ from steadyrl.environments import make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
 from steadyrl.hub import check_upload, upload
-from steadyrl.models import choose_model, load_initial_model
+from steadyrl.models import choose_model, initial_model_of, load_initial_model
 from steadyrl.output import guard, report
 from steadyrl.policies import export_onnx
 from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
@@ -74,7 +74,7 @@ def check_initial_model(args: RunArgs, agent_class: type[Agent]) -> None:
     check_args(args)
     with contextlib.suppress(EnvError), contextlib.closing(make_env(args)) as env:  # of an EnvError, the training says more
         agent = agent_class(env.observation_space, env.action_space, args, torch.device("cpu"))
-        load_initial_model(agent, args.init_from)
+        load_initial_model(agent, args.init_from, initial_model_of(args.init_from))
 
 
 def show_once(showwarning: Callable) -> Callable:

@@ -6,7 +6,7 @@
 It reads this repository's run folders (args.json, evaluations.csv) and the TensorBoard folders of CleanRL and of
 stable-baselines3, and writes comparison.png, comparison.pdf and comparison.md.
 
-- Score of a run: the mean of its last five evaluations, never its best one.
+- Score of a run: the mean of its last five evaluations, never its best one. With `--metric success`, of their success rates.
 - Interquartile mean (IQM): the mean without the lowest and the highest quarter of the scores, rounded down.
 - Interval: the 95% percentile interval of the bootstrap that draws runs again within each task.
 - Performance profile: the share of runs whose score is above x.
@@ -88,6 +88,8 @@ class Args:
     """the files to write, without their endings .png, .pdf and .md"""
     overwrite: bool = False
     """replace these files if they exist, instead of stopping"""
+    metric: Literal["return", "success"] = "return"
+    """what a score is made of: returns, or the share of episodes that succeeded, where the environment tells it"""
     aggregate: Literal["iqm", "mean"] = "iqm"
     """the interquartile mean over runs, or the mean"""
     baseline: str | None = None
@@ -192,7 +194,7 @@ def read_events(folder: Path, notes: list[str]) -> tuple[dict[str, str], bool, n
     return settings, TAGS[tag], np.array(points[tag])
 
 
-def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]) -> Run:
+def read_run(folder: Path, group: str | None, task: str | None, notes: list[str], metric: str = "return") -> Run:
     """Read a run folder of this repository, of CleanRL or of stable-baselines3.
 
     Args:
@@ -200,10 +202,12 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
         group: the name that the user gave to its group
         task: its environment, if the folder does not say it
         notes: what is to be said about it is added
+        metric: return, or success, which only evaluations.csv has
 
     Raises:
-        UsageError: if the folder is damaged, holds no returns, or does not say its environment.
+        UsageError: if the folder is damaged, holds nothing of this metric, or does not say its environment.
     """
+    column = "mean" if metric == "return" else metric
     settings: dict[str, str] = {}
     points, training, finished = np.empty((0, 2)), False, True
     try:
@@ -214,7 +218,9 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
             finished = "total_timesteps" not in recorded or final_result(folder, recorded) is not None
         if (folder / "evaluations.csv").exists():
             with open(folder / "evaluations.csv", newline="") as file:
-                points = np.array([(float(row["global_step"]), float(row["mean"])) for row in csv.DictReader(file)])
+                points = np.array([(float(row["global_step"]), float(row[column])) for row in csv.DictReader(file)])
+        if not len(points) and metric != "return":
+            raise ValueError(f"no evaluations.csv, which --metric {metric} needs")
         if not len(points):
             summary, training, points = read_events(folder, notes)
             settings = settings or summary
@@ -223,6 +229,8 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
             raise ValueError("a step or a return is not a usual number")
         if training:
             steps, returns = bin_returns(steps, returns)
+    except KeyError as error:
+        raise UsageError(f"{folder}: its evaluations.csv has no column {error}") from error
     except Exception as error:  # of damaged CSV, JSON or protocol buffers: many types
         raise UsageError(f"{folder}: damaged, or no run folder: {error}") from error
 
@@ -381,7 +389,11 @@ STATISTICS = {"iqm": ("interquartile mean", iqm), "mean": ("mean", mean)}
 
 
 def make_panels(
-    tasks: dict[str, Task], pooled: Sequence[Task], baseline: str, statistic: Callable[..., np.ndarray]
+    tasks: dict[str, Task],
+    pooled: Sequence[Task],
+    baseline: str,
+    statistic: Callable[..., np.ndarray],
+    metric: str = "return",
 ) -> list[Panel]:
     """The pictures: a learning curve for each task and, where there is more to compare, those over all tasks."""
 
@@ -393,7 +405,7 @@ def make_panels(
     panels = []
     for name, task in tasks.items():
         training = [group.endswith("(training returns)") for group in task.curves]
-        kind = "training return" if all(training) else "greedy return" if not any(training) else "return"
+        kind = f"training {metric}" if all(training) else f"greedy {metric}" if not any(training) else metric
         panels.append(curve(name, kind, [task]))
     unit = "normalised score" if len(pooled) > 1 else "score"
     if len(pooled) > 1:
@@ -413,13 +425,22 @@ def make_panels(
 
 
 def make_table(
-    tasks: dict[str, Task], pooled: Sequence[Task], baseline: str, name: str, statistic: Callable[..., np.ndarray]
+    tasks: dict[str, Task],
+    pooled: Sequence[Task],
+    baseline: str,
+    name: str,
+    statistic: Callable[..., np.ndarray],
+    digits: int = 1,
 ) -> str:
-    """Markdown: a row for each task and group, and one for each group over all tasks that are pooled."""
+    """Markdown: a row for each task and group, and one for each group over all tasks that are pooled.
+
+    Args:
+        digits: after the point, of scores that are not normalised
+    """
     rows = [["task", "group", "runs", "steps", "mean +- std over runs", f"{name} [95% interval]", f"P(better than {baseline})"]]
     rows.append(["---"] * len(rows[0]))
     sections: list[tuple[str, Sequence[Task], str, int]]
-    sections = [(task, [part], f"{part.grid[-1]:,.0f}", 1) for task, part in tasks.items()]
+    sections = [(task, [part], f"{part.grid[-1]:,.0f}", digits) for task, part in tasks.items()]
     if len(pooled) > 1:
         sections.append((f"{len(pooled)} tasks, normalised", pooled, "", 2))
     for title, parts, steps, digits in sections:
@@ -511,7 +532,8 @@ def compare(args: Args) -> None:
         if not 0 < high - low < np.inf:
             raise UsageError(f"--range {task} {low} {high}: must be two returns, the lower one first")
     notes: list[str] = []
-    runs = name_groups([read_run(*found, args.task, notes) for found in find_folders(args.runs).items()], notes, args.newest)
+    found = [read_run(*one, args.task, notes, args.metric) for one in find_folders(args.runs).items()]
+    runs = name_groups(found, notes, args.newest)
     groups = list(dict.fromkeys(run.group for run in runs))
     baseline = args.baseline or groups[0]
     if baseline not in groups:
@@ -520,12 +542,13 @@ def compare(args: Args) -> None:
     for run in runs:
         by_task[run.settings["env_id"]].append(run)
     tasks = {task: align(task, same, notes) for task, same in by_task.items()}
-    pooled = pool(tasks, RANGES | args.range, notes) if len(tasks) > 1 else list(tasks.values())
+    ranges = RANGES if args.metric == "return" else dict.fromkeys(tasks, (0.0, 1.0))
+    pooled = pool(tasks, ranges | args.range, notes) if len(tasks) > 1 else list(tasks.values())
 
     name, statistic = STATISTICS[args.aggregate]
-    table = make_table(tasks, pooled, baseline, name, statistic)
+    table = make_table(tasks, pooled, baseline, name, statistic, 1 if args.metric == "return" else 2)
     text = "\n".join([table, "", *(f"- {' '.join(note.split())}" for note in notes), READING])
-    panels = make_panels(tasks, pooled, baseline, statistic)
+    panels = make_panels(tasks, pooled, baseline, statistic, args.metric)
     counts = {group: [len(task.scores[group]) for task in tasks.values() if group in task.scores] for group in groups}
     labels = {group: f"{group} (n = {' to '.join(map(str, sorted({min(n), max(n)})))})" for group, n in counts.items()}
     stem.parent.mkdir(parents=True, exist_ok=True)

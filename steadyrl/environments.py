@@ -59,6 +59,19 @@ def make_env(
         return env
 
 
+@contextlib.contextmanager
+def coming_back() -> Iterator[None]:
+    """Around code of an environment: the working directory is the same afterwards, if it still exists."""
+    folder = None
+    with contextlib.suppress(OSError):
+        folder = os.getcwd()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.chdir(folder or "")
+
+
 def has_display() -> bool:
     """Whether there is one, on Linux."""
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
@@ -90,12 +103,10 @@ def make_replayable_env(
     rendering: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}  # some constructors do not know it
 
     def build() -> tuple[gym.Env, Spaces]:
-        folder = os.getcwd()
-        try:
+        with coming_back():  # some go to where their simulator's files are
             env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
-        finally:
-            os.chdir(folder)  # some go to where their simulator's files are
-        return flatten_observations(args.wrap(flatten_actions(env))), (env.observation_space, env.action_space)
+        wrapped = args.wrap(flatten_actions(env))
+        return flatten_observations(wrapped), (wrapped.observation_space, env.action_space)
 
     return ReplayableEnv(build, index, rebuild, finite)
 

@@ -141,6 +141,19 @@ class ReplayableEnv(gym.Wrapper):
             return EnvError(f"step {self.steps}: {error.field} of environment {self.index} {error.what}")
         return env_error(error)
 
+    def compute(self, name: str, achieved: np.ndarray, desired: np.ndarray, each: bool) -> np.ndarray:
+        """What a method of an environment with goals says of (N, ...) achieved and desired goals, as float32.
+
+        Args:
+            each: call it for each goal alone.
+        """
+        with crossing():
+            method = self.env.get_wrapper_attr(name)
+            if each:
+                answers = [np.asarray(method(*pair, {})).item() for pair in zip(achieved, desired, strict=True)]
+                return np.array(answers, np.float32)
+            return np.array(method(achieved, desired, {}), np.float32)
+
     def render(self) -> Any:
         with crossing():
             return self.env.render()
@@ -215,13 +228,16 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.start_episodes(range(self.num_envs), infos)
         return self.observations, infos
 
-    def ask(self, name: str, *values: Any) -> Any:
-        """What a method of the first environment returns. Raises an EnvError if it fails."""
+    def compute(self, *question: Any) -> np.ndarray:
+        """`ReplayableEnv.compute` of the first environment; an EnvError if it fails. A signal does not end the waiting."""
         envs: Any = self.unwrapped
-        if isinstance(envs, AsyncVectorEnv):
-            return envs.call(name, *values)[0]
-        with crossing():
-            return envs.envs[0].get_wrapper_attr(name)(*values)
+        if isinstance(envs, SyncVectorEnv):
+            return envs.envs[0].get_wrapper_attr("compute")(*question)
+        signals, envs.signals = envs.signals, None
+        try:
+            return envs.call("compute", *question)[0]
+        finally:
+            envs.signals = signals
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         actions = np.array(actions)  # kept until the episode ends, whatever the caller does with its own

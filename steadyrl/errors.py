@@ -25,7 +25,9 @@ class Stopped(Exception):
 
 
 def in_one_line(error: BaseException) -> str:
-    """The type and the message of an error, and the file and line that raised it."""
+    """The type and the message of an error, and the file and line that raised it. An EnvError is one line already."""
+    if isinstance(error, EnvError):
+        return str(error)
     where = traceback.extract_tb(error.__traceback__)
     place = f" ({where[-1].filename}, line {where[-1].lineno})" if where else ""
     try:

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from contextlib import chdir, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 
 from steadyrl.agent import Agent
 from steadyrl.arguments import RunArgs
-from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, make_env
+from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, coming_back, make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError
 from steadyrl.files import json_of, shown, take_name, write_json, write_new
 from steadyrl.models import choose_model, load_model
@@ -81,7 +81,7 @@ def evaluate(
     build = partial(make_env, args, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
     spaces = agent.observation_space, agent.action_space
     # The environment may change the working directory, to which relative paths refer.
-    with chdir("."), closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
+    with coming_back(), closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
         if (env.observation_space.shape, env.action_space.shape) != tuple(space.shape for space in spaces):
             raise EnvError(f"an instance made for an evaluation has other spaces than training's: {env.observation_space}")
         return play_episodes(env, agent, args, episodes, seed, signals)

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from steadyrl.episodes import ReplayableEnv, random_actions
-from steadyrl.errors import TrainingError, UsageError, in_one_line
+from steadyrl.errors import EnvError, TrainingError, UsageError
 from steadyrl.replay_buffer import ReplayBuffer, Sampling
 from steadyrl.spaces import brief
 
@@ -23,7 +23,7 @@ class Goals:
 
     Args:
         space: of its observations, before they were flattened.
-        ask: calls a method of the environment, by its name.
+        ask: as `ReplayableEnv.compute`.
 
     Attributes:
         one_by_one: the methods that do not take (N, ...) goals.
@@ -33,7 +33,7 @@ class Goals:
         UsageError: if these are no goals that can be used.
     """
 
-    def __init__(self, space: gym.Space, ask: Callable[..., Any]):
+    def __init__(self, space: gym.Space, ask: Callable[..., np.ndarray]):
         parts = space.spaces if isinstance(space, gym.spaces.Dict) else {}
         if not {"observation", "achieved_goal", "desired_goal"} <= set(parts):
             must = "must be a Dict with observation, achieved_goal and desired_goal"
@@ -49,12 +49,22 @@ class Goals:
         self.achieved, self.desired = places["achieved_goal"], places["desired_goal"]
 
     def compute(self, name: str, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
-        """What a method says of (N, G) achieved and desired goals: (N,) float32."""
+        """What a method says of (N, G) achieved and desired goals: (N,) float32.
+
+        Raises:
+            EnvError: if it fails, or does not give one finite number for each.
+        """
         pair = [goals.reshape(-1, *(self.space.shape or ())).astype(self.space.dtype) for goals in (achieved, desired)]
-        if name not in self.one_by_one:
-            answer = np.asarray(self.ask(name, *pair, {}), np.float32)
-            return np.full(len(achieved), answer) if answer.shape == () else answer  # some never terminate, and say False once
-        return np.array([np.asarray(self.ask(name, *one, {})).item() for one in zip(*pair, strict=True)], np.float32)
+        answer = self.ask(name, *pair, name in self.one_by_one)
+        if name == "compute_terminated" and answer.shape == ():
+            answer = np.full(len(achieved), answer)  # some never terminate, and say so once
+        if answer.shape != (len(achieved),):
+            raise EnvError(
+                f"its {name} gives the shape {answer.shape} for {len(achieved)} goals, must give one number for each"
+            )
+        if not (finite := np.isfinite(answer)).all():
+            raise EnvError(f"its {name} gives {answer[~finite][0]}, must be finite")
+        return answer
 
 
 def find_goals(env: ReplayableEnv) -> Goals:
@@ -64,7 +74,7 @@ def find_goals(env: ReplayableEnv) -> Goals:
         UsageError: if the environment has no goals, or if what its methods say is not what its steps gave.
         EnvError: if it fails.
     """
-    goals = Goals(env.given_spaces[0], lambda name, *values: env.get_wrapper_attr(name)(*values))
+    goals = Goals(env.given_spaces[0], env.compute)
     if not env.has_wrapper_attr("compute_reward"):
         raise UsageError("it has no method compute_reward")
     goals.terminates = env.has_wrapper_attr("compute_terminated")
@@ -82,16 +92,18 @@ def find_goals(env: ReplayableEnv) -> Goals:
         told = np.array([step[place] for step in steps], np.float32)
         try:
             batch = goals.compute(name, *pairs)
-        except Exception:  # whatever it does with an array of goals
+        except EnvError:  # whatever it does with an array of goals
             batch = np.empty(0)
         try:
             goals.one_by_one.add(name)
             single = goals.compute(name, *pairs)
-        except Exception as error:
-            raise UsageError(f"its {name} fails for goals alone ({in_one_line(error)})") from error
+        except EnvError as error:
+            raise UsageError(f"its {name} fails for goals alone ({error})") from error
         if not (same := np.isclose(single[: len(told)], told, rtol=1e-3, atol=1e-4)).all():  # a goal was rounded to float32
             step = int(np.argmin(same))
-            raise UsageError(f"its {name} gives {single[step]} where its step gave {told[step]}, must be the same")
+            raise UsageError(
+                f"its {name} gives {single[step]} where its step gave {told[step]}, must be the same for goals in float32"
+            )
         if batch.shape == single.shape and np.allclose(batch, single, rtol=1e-4, atol=1e-5):
             goals.one_by_one.remove(name)
     return goals
@@ -132,6 +144,8 @@ class HindsightSampling(Sampling):
         """Give four of five transitions another goal, and what follows from it."""
         rb, size = self.rb, self.rb.buffer_size
         chosen = np.flatnonzero(rb.random.random_sample(len(batch)) < GOALS_PER_TRANSITION / (GOALS_PER_TRANSITION + 1))
+        if not len(chosen):
+            return
         share, rows, envs = rb.random.random_sample(len(chosen)), rows[chosen], envs[chosen]
         ends = np.where(self.ends[rows, envs] == RUNNING, (rb.pos - 1) % size, self.ends[rows, envs])
         steps = (share * ((ends - rows) % size + 1)).astype(int)  # to the one whose goal is taken
@@ -143,8 +157,8 @@ class HindsightSampling(Sampling):
             rewards[chosen, 0] = self.goals.compute("compute_reward", achieved, goals) * self.reward_scale
             if self.goals.terminates:
                 dones[chosen, 0] = self.goals.compute("compute_terminated", achieved, goals)
-        except Exception as error:  # there can be no checkpoint: this is in the middle of a step
-            raise TrainingError(f"--replay hindsight: rewards could not be computed ({in_one_line(error)})") from error
+        except EnvError as error:  # there can be no checkpoint: this is in the middle of a step
+            raise TrainingError(f"--replay hindsight: rewards could not be computed ({error})") from error
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Find out where the episodes in the buffer ended."""

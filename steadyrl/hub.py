@@ -34,7 +34,7 @@ REPLACED = ("args.json", "*.pt", "*.onnx", "evaluat*.json", "evaluations.csv", "
 CODE = ("*.py", "*.toml", "py.typed")  # of this package: a downloaded folder can thus evaluate its own model
 NOT_IN_COMMAND = {"resume", "evaluate", "export", "model", "eval_seed", "render", "output", "upload_model", "hf_entity"}
 NOT_IN_COMMAND |= {"track", "wandb_project_name", "wandb_entity"}  # they tell where a run went, not what it is
-PRIVATE = ("output", "hf_entity", "wandb_project_name", "wandb_entity")  # a folder, and names, of this user
+PRIVATE = ("output", "init_from", "hf_entity", "wandb_project_name", "wandb_entity")  # a folder, and names, of this user
 
 
 def repo_id_of(args: RunArgs) -> str:
@@ -70,6 +70,8 @@ def command_of(args: RunArgs) -> str:
         flag = field.name.replace("_", "-")
         if field.name in NOT_IN_COMMAND or value == default:
             continue
+        elif field.name == "init_from":
+            words += [f"--{flag}", Path(value).name]  # not where it is on this machine
         elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, dict):

@@ -35,7 +35,7 @@ def choose_model(folder: Path, choice: str | None) -> Path | None:
 
 def not_finite(agent: Agent) -> str | None:
     """The name of a network with a weight that is not finite, if there is one."""
-    for name, network in agent.model.items():
+    for name, network in agent.saved_modules.items():
         if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
             return name
     return None
@@ -54,7 +54,7 @@ def weights_of(agent: Agent) -> Weights:
         TrainingError: if one is not finite.
     """
     check_weights(agent)
-    return {name: copy.deepcopy(network.state_dict()) for name, network in agent.model.items()}
+    return {name: copy.deepcopy(network.state_dict()) for name, network in agent.saved_modules.items()}
 
 
 def save_weights(weights: Weights, path: Path) -> None:
@@ -67,20 +67,36 @@ def save_model(agent: Agent, path: Path) -> None:
     save_weights(weights_of(agent), path)
 
 
-def load_initial_model(agent: Agent, run_dir: str) -> Path:
-    """Load the model that --init-from means; returns its file.
-
-    Raises:
-        UsageError: if there is none, or if it is of other networks.
-    """
+def initial_model_of(run_dir: str) -> Path:
+    """The model that --init-from means. Raises a UsageError if there is none."""
     try:
         path = choose_model(Path(run_dir), None)
-        if path is None:
-            raise UsageError("must hold a best_model.pt or a model.pt")
-        load_model(agent, path)
-        return path
+    except OSError as error:
+        raise UsageError(f"--init-from {run_dir[:200]}: cannot be read ({error.strerror})") from error
+    if path is None:
+        raise UsageError(f"--init-from {run_dir}: must hold a best_model.pt or a model.pt")
+    return path
+
+
+def load_initial_model(agent: Agent, run_dir: str, model: Path) -> None:
+    """Load the model of the run that --init-from names.
+
+    Raises:
+        UsageError: if it is of other networks, or of actions with other bounds, which networks have as buffers.
+    """
+    bounds = {name: tensor.clone() for name, tensor in bounds_of(agent).items()}
+    try:
+        load_model(agent, model)
     except UsageError as error:
         raise UsageError(f"--init-from {run_dir}: {error}") from error
+    if not all(tensor.equal(bounds[name]) for name, tensor in bounds_of(agent).items()):
+        raise UsageError(f"--init-from {run_dir}: its actions have other bounds, must have those of this environment")
+
+
+def bounds_of(agent: Agent) -> dict[str, torch.Tensor]:
+    """The buffers of an agent's networks that hold the bounds of its actions."""
+    buffers = {f"{part}.{name}": tensor for part, net in agent.networks.items() for name, tensor in net.named_buffers()}
+    return {name: tensor for name, tensor in buffers.items() if name.endswith(("action_scale", "action_bias"))}
 
 
 def load_model(agent: Agent, path: Path) -> None:
@@ -92,9 +108,9 @@ def load_model(agent: Agent, path: Path) -> None:
     try:
         # To the CPU first: copying from there waits until it is done. A captured `act` reads the networks on another stream.
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if set(saved) != set(agent.model):  # with a normaliser and without it, for example
-            raise KeyError(f"it holds {', '.join(saved)}, must hold {', '.join(agent.model)}")
-        for name, network in agent.model.items():
+        if set(saved) != set(agent.saved_modules):  # with a normaliser and without it, for example
+            raise KeyError(f"it holds {', '.join(saved)}, must hold {', '.join(agent.saved_modules)}")
+        for name, network in agent.saved_modules.items():
             network.load_state_dict(saved[name])
     except Exception as error:  # zip, pickle, key and shape errors, depending on where the damage is
         reason = " ".join(str(error).split())[:200]

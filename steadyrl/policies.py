@@ -71,8 +71,8 @@ class GreedyPolicy(torch.nn.Module):
 
     def __init__(self, agent: Agent, action_space: gym.Space):
         super().__init__()
-        self.networks = torch.nn.ModuleDict(agent.model)  # gives their parameters names
-        self.normalizer = agent.normalizer
+        self.networks = torch.nn.ModuleDict(agent.saved_modules)  # gives their parameters names
+        self.normalizer = agent.observation_normalizer
         self.policy, bounds = agent.policy, np.empty(0)
         if isinstance(action_space, gym.spaces.Box):
             bounds = np.stack([action_space.low, action_space.high]).astype(np.float32)

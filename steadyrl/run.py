@@ -27,10 +27,10 @@ from steadyrl.environments import check_finite, make_envs
 from steadyrl.episodes import TrainingEnvs
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError, in_one_line
 from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation
-from steadyrl.files import WriteOrWarn, sha256, shown, write_csv, write_json
+from steadyrl.files import WriteOrWarn, replace_file, sha256, shown, write_csv, write_json
 from steadyrl.hindsight_replay import HindsightSampling
 from steadyrl.logs import Log, start_wandb
-from steadyrl.models import Weights, check_weights, load_initial_model, save_model, save_weights, weights_of
+from steadyrl.models import Weights, check_weights, initial_model_of, load_initial_model, save_model, save_weights, weights_of
 from steadyrl.noise import RandomNumbers
 from steadyrl.output import open_standard_files, say
 from steadyrl.prioritized_replay import PrioritizedSampling
@@ -171,9 +171,14 @@ class Run:
         if self.args.replay == "prioritized":
             sampling = PrioritizedSampling()
         if self.args.replay == "hindsight":
-            self.goals.ask = envs.ask
+            self.goals.ask = envs.compute
             sampling = HindsightSampling(self.goals, self.args.reward_scale)
-        return {"random": self.random, "gamma": self.args.gamma, "normalizer": agent.normalizer, "sampling": sampling}
+        return {
+            "random": self.random,
+            "gamma": self.args.gamma,
+            "normalizer": agent.observation_normalizer,
+            "sampling": sampling,
+        }
 
     def take_back(self) -> None:
         """Do what `hold` does, and what would take too long at every step."""
@@ -221,10 +226,12 @@ class Run:
         self.agent, self.envs, self.rb = agent, envs, rb
         self.parts, self.others = parts, others  # whole now: from here on, something can be saved after an error
         if self.checkpoint is None:
-            if self.args.init_from and not self.args.resume:
+            if self.args.init_from:
                 self.start_from(self.args.init_from)
             return
         say(f"resumed at step {self.global_step}")
+        if "initial_model" in self.checkpoint["run"]["settings"]:
+            self.settings["initial_model"] = self.checkpoint["run"]["settings"]["initial_model"]
         if changed := changes(self.checkpoint["run"]["settings"], self.settings):
             say(f"results may differ: {changed}")
         self.write_settings()
@@ -233,11 +240,22 @@ class Run:
         self.checkpoint = None  # lets go of the file
 
     def start_from(self, run_dir: str) -> None:
-        """Load the networks of another run into the agent, and keep in args.json of which file."""
-        model = load_initial_model(self.agent, run_dir)
-        self.settings["initial_model"] = {"file": str(model.absolute()), "sha256": sha256(model)}
+        """Load the networks of another run into the agent. A copy of its model stays in the folder: with it, a run that is
+        killed before its first checkpoint starts again in the same way.
+
+        Raises:
+            UsageError: if there is no model, or if it does not fit.
+            TrainingError: if the copy cannot be written.
+        """
+        copy = self.folder / "initial_model.pt"
+        if not copy.exists():
+            content = initial_model_of(run_dir).read_bytes()
+            if not self.write_or_warn(copy, replace_file, copy, lambda file: file.write(content)):
+                raise TrainingError(f"{shown(copy)} could not be written ({self.write_or_warn.reason})")
+        load_initial_model(self.agent, run_dir, copy)
+        self.settings["initial_model"] = sha256(copy)
         self.write_settings()
-        say(f"the networks are those of {shown(model)}")
+        say(f"the networks are those of {run_dir}")
 
     def put_best_model_back(self) -> None:
         """Have best_model.pt be the one that the checkpoint knows. One of a later evaluation, which is made again or never,

@@ -23,10 +23,13 @@ from steadyrl.output import say
 
 CHECKPOINT = re.compile(r"\d{12}\.[0-9a-f]{64}\.pt")  # <global_step>.<SHA-256 of the file>.pt
 MODEL = re.compile(r"(best_)?model\.pt")
+INITIAL_MODEL = re.compile(r"initial_model\.pt")  # of the run that --init-from names
 RESULT = re.compile(r"evaluation(-\d+)*\.json")  # evaluation.json is the newest; older ones have their step in the name
 RESULTS = re.compile(rf"{RESULT.pattern}|evaluations\.csv")
 # What training alone writes, under one lock: what a killed process left of it can be removed.
-TRAINING = re.compile(rf"args\.json|{MODEL.pattern}|{RESULTS.pattern}|{CHECKPOINT.pattern}|\d{{12}}\.pt")
+TRAINING = re.compile(
+    rf"args\.json|{MODEL.pattern}|{INITIAL_MODEL.pattern}|{RESULTS.pattern}|{CHECKPOINT.pattern}|\d{{12}}\.pt"
+)
 
 
 def ours(folder: Path, names: re.Pattern[str]) -> list[Path]:

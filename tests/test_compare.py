@@ -488,3 +488,24 @@ def test_a_reader_who_leaves_is_no_error(tmp_path):
     words = ["sh", "-c", '("$@"; echo $? >status) | head -0', "sh", sys.executable, "-m", "steadyrl.compare", "run"]
     done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.stderr == "" and (tmp_path / "status").read_text() == "0\n" and (tmp_path / "comparison.md").exists()
+
+
+def test_success_is_compared_where_it_is_told(tmp_path, capsys, monkeypatch):
+    """The mean of the last five shares; tasks are pooled as they are; a run without the column is refused."""
+    monkeypatch.chdir(tmp_path)
+    for task, shares in (("A-v0", (0, 0.2, 0.4, 0.6, 0.8, 1.0)), ("B-v0", (0, 1, 1, 1, 1, 1))):
+        for seed in (1, 2):
+            folder = write_run(tmp_path / f"{task}__x__{seed}__0", [-50.0] * 6, env_id=task, seed=seed)
+            rows = list(csv.DictReader((folder / "evaluations.csv").read_text().splitlines()))
+            with open(folder / "evaluations.csv", "w", newline="") as file:
+                table = csv.DictWriter(file, [*rows[0], "success"])
+                table.writeheader()
+                table.writerows(row | {"success": share} for row, share in zip(rows, shares, strict=True))
+    assert compare.main(["*__0", "--metric", "success"]) == 0
+    text = (tmp_path / "comparison.md").read_text()
+    assert cell(text, "A-v0", "ddpg", 4) == "0.60 +- 0.00" and cell(text, "B-v0", "ddpg", 4) == "1.00 +- 0.00"
+    assert cell(text, "2 tasks, normalised", "ddpg", 4) == "0.80"
+    write_run(tmp_path / "C-v0__x__1__0", [1.0] * 6, env_id="C-v0")
+    assert compare.main(["*__0", "--metric", "success", "--overwrite"]) == 2
+    assert "its evaluations.csv has no column 'success'" in capsys.readouterr().err
+    assert compare.main(["*__0", "--overwrite"]) == 0

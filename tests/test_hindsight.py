@@ -1,5 +1,7 @@
 """Hindsight replay: which goals a transition gets, what follows from them, and what is refused."""
 
+import json
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -11,22 +13,23 @@ from helpers import dqn, idle, quick_args
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 from test_arguments import main_in_this_process
+from test_resume import only_run, run_killed
 
 from steadyrl import checks
 from steadyrl.environments import make_replayable_env
 from steadyrl.errors import UsageError
 from steadyrl.hindsight_replay import Goals, HindsightSampling, find_goals
 from steadyrl.replay_buffer import ReplayBuffer
-from steadyrl.run_folder import results_of
+from steadyrl.run_folder import list_checkpoints, results_of
 
 GOAL = gym.spaces.Box(-1e6, 1e6, (1,), np.float32)
 SPACE = gym.spaces.Dict(achieved_goal=GOAL, desired_goal=GOAL, observation=GOAL)
 WANTED = -7.0  # the goal of every episode, which none of them reaches
 
 
-def distance(name: str, achieved: np.ndarray, desired: np.ndarray, info: dict) -> np.ndarray:
+def distance(name: str, achieved: np.ndarray, desired: np.ndarray, each: bool) -> np.ndarray:
     """A reward that tells how many steps lie between, and a termination that tells whether any does."""
-    assert achieved.dtype == desired.dtype == np.float32 and achieved.shape == desired.shape and info == {}
+    assert achieved.dtype == desired.dtype == np.float32 and achieved.shape == desired.shape and not each
     return (achieved != desired if name == "compute_terminated" else achieved - desired)[..., 0]
 
 
@@ -180,7 +183,73 @@ def test_what_a_run_samples_is_what_the_environment_says(run, capsys, env_id, wo
     assert ("takes one goal at a time" in capsys.readouterr().out) == (env_id == "ReachSlow-v0")
 
 
-class Odd(toys.Reach):
+class Late(toys.Reach):
+    """Its `compute_reward` goes wrong after a while. `how` says in which way; it always counts its calls in place."""
+
+    def __init__(self, how, **kwargs):
+        super().__init__(**kwargs)
+        self.how, self.calls = how, 0
+
+    def compute_reward(self, achieved, desired, info):
+        self.calls += 1
+        rewards = super().compute_reward(achieved, desired, info)
+        if self.calls > 70 and np.ndim(rewards) and self.how != "changes its arguments":
+            return (
+                {"shape": rewards[:1], "nan": rewards * np.nan, "number": -1.0}.get(self.how)
+                if self.how != "exit"
+                else sys.exit()
+            )
+        if np.ndim(achieved) == 2:
+            achieved[:], desired[:] = 0, 9
+        return rewards
+
+
+toys.register("Late-v0", Late)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("shape", "its compute_reward gives the shape (1,) for"),
+        ("nan", "its compute_reward gives nan, must be finite"),
+        ("number", "its compute_reward gives the shape () for"),
+        ("exit", "SystemExit"),
+    ],
+)
+def test_rewards_that_go_wrong_late_end_the_run_in_one_line(tmp_path, how, said):
+    kwargs = json.dumps({"how": how})
+    words = "--env-id Late-v0 --replay hindsight --no-cuda --total-timesteps 400 --learning-starts 100 --hidden-sizes 8".split()
+    done = main_in_this_process(*words, "--env-kwargs", kwargs, cwd=tmp_path)
+    assert done.returncode == 1 and "--replay hindsight: rewards could not be computed" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and said in done.stderr
+
+
+def test_what_compute_reward_does_to_its_arguments_is_its_own_affair(run):
+    args = {"replay": "hindsight", "learning_starts": 100}
+    late, plain = (
+        run(quick_args(env_id=env_id, env_kwargs=kwargs, **args), idle()).rb.sample(500)
+        for env_id, kwargs in (("Late-v0", {"how": "changes its arguments"}), ("toys:Reach-v0", {}))
+    )
+    for one, other in zip(late[:5], plain[:5], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_batch_without_another_goal(run):
+    """Of a single transition it comes in a fifth of all cases."""
+    args = quick_args(env_id="toys:Reach-v0", replay="hindsight", learning_starts=100, batch_size=1, buffer_size=300)
+    assert run(args).rb.pos == 300 % 300
+
+
+@pytest.mark.slow
+def test_a_stop_while_a_worker_computes_rewards_saves(tmp_path):
+    """The step ends first, however long the rewards take."""
+    words = "--env-id toys:ReachTardy-v0 --replay hindsight --no-cuda --num-envs 2 --vectorization async --hidden-sizes 8"
+    done = run_killed(tmp_path, "update", 5, *words.split(), "--learning-starts", "100", signals="TERM")
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert list_checkpoints(only_run(tmp_path) / "checkpoints")
+
+
+class OddGoals(toys.Reach):
     """Environments whose goals cannot be used. `how` says why."""
 
     def __init__(self, how, **kwargs):
@@ -199,7 +268,7 @@ class NoMethod(toys.Reach):
     compute_reward: Any = property()
 
 
-toys.register("Odd-v0", Odd)
+toys.register("OddGoals-v0", OddGoals)
 toys.register("NoMethod-v0", NoMethod)
 
 
@@ -210,7 +279,7 @@ toys.register("NoMethod-v0", NoMethod)
         ("--env-id toys:DictSpaces-v0", "must be a Dict with observation, achieved_goal and desired_goal"),
         ("--env-id toys:ReachBonus-v0", "its compute_reward gives -1.0 where its step gave -0.5, must be the same"),
         (
-            '--env-id Odd-v0 --env-kwargs {"how":"needs-info"}',
+            '--env-id OddGoals-v0 --env-kwargs {"how":"needs-info"}',
             "its compute_reward fails for goals alone (KeyError: 'distance'",
         ),
         ("--env-id toys:Reach-v0 --n-steps 3", "--n-steps 3: must be 1 with --replay hindsight"),
@@ -226,7 +295,7 @@ def test_what_has_no_goals_is_refused_in_one_line(tmp_path, words, message):
 
 
 def test_goals_that_are_no_vectors_are_refused():
-    env = make_replayable_env(quick_args(env_id="Odd-v0", env_kwargs={"how": "shapes"}))
+    env = make_replayable_env(quick_args(env_id="OddGoals-v0", env_kwargs={"how": "shapes"}))
     with pytest.raises(UsageError, match="must be a Box or MultiBinary"):
         find_goals(env)
 

@@ -12,6 +12,7 @@ from test_arguments import main_in_this_process
 from test_resume import SHORT, only_run, run_killed
 
 from steadyrl.files import sha256
+from steadyrl.hub import build_folder
 from steadyrl.models import choose_model
 
 
@@ -31,7 +32,7 @@ def test_a_run_begins_with_the_networks_of_another(run, script):
                 begun.append(
                     {
                         name: {key: tensor.clone() for key, tensor in part.state_dict().items()}
-                        for name, part in self.model.items()
+                        for name, part in self.saved_modules.items()
                     }
                 )
             return super().act(obs, *others)
@@ -45,7 +46,7 @@ def test_a_run_begins_with_the_networks_of_another(run, script):
     assert not any(part.state for part in parts.agent.optimizers.values()) and parts.rb.pos == 300
     record = json.loads((parts.run_dir / "args.json").read_text())
     assert record["args"]["init_from"] == str(source)
-    assert record["initial_model"] == {"file": str(model.absolute()), "sha256": sha256(model)}
+    assert record["initial_model"] == sha256(model) == sha256(parts.run_dir / "initial_model.pt")
 
 
 @pytest.mark.parametrize("model", ["model.pt", None])
@@ -92,7 +93,8 @@ def test_another_algorithms_model_does_not_fit(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_that_began_so_ends_like_one_left_alone(tmp_path):
+@pytest.mark.parametrize("step", [60, 277])  # before the first checkpoint, and after two
+def test_a_killed_run_that_began_so_ends_like_one_left_alone(tmp_path, step):
     """Also where the other run is gone by then."""
     for folder in ("source", "whole", "killed"):
         (tmp_path / folder).mkdir()
@@ -100,8 +102,38 @@ def test_a_killed_run_that_began_so_ends_like_one_left_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     arguments = f"{SHORT} --env-id Pendulum-v1 --init-from {only_run(tmp_path / 'source')}".split()
     assert main_in_this_process(*arguments, cwd=tmp_path / "whole").returncode == 0
-    assert run_killed(tmp_path / "killed", "step", 277, *arguments).returncode == -9
+    assert run_killed(tmp_path / "killed", "step", step, *arguments).returncode == -9
     shutil.rmtree(tmp_path / "source")
     killed: Path = only_run(tmp_path / "killed")
     assert main_in_this_process("--resume", str(killed), cwd=tmp_path).returncode == 0
     assert fingerprint(killed) == fingerprint(only_run(tmp_path / "whole"))
+    record = json.loads((killed / "args.json").read_text())
+    assert record["initial_model"] == sha256(killed / "initial_model.pt")
+
+
+def test_other_bounds_of_the_actions_do_not_fit(run, tmp_path):
+    """They are buffers of the networks: with the other run's, the policy would act inside the wrong bounds."""
+    source = run(quick_args(env_id="Pendulum-like-v0"), idle()).run_dir
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    done = main_in_this_process(
+        *f"--env-id toys:WidePendulum-v0 --no-cuda --hidden-sizes 32 32 --init-from {source}".split(), cwd=elsewhere
+    )
+    assert done.returncode == 2 and "its actions have other bounds" in done.stderr and not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a-file/x"])
+def test_a_path_that_cannot_be_read_is_one_line(tmp_path, name):
+    (tmp_path / "a-file").touch()
+    done = main_in_this_process("--env-id", "Pendulum-like-v0", "--init-from", name, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "--init-from" in done.stderr
+
+
+def test_what_is_published_does_not_tell_where_the_other_run_is(run, tmp_path):
+    source = run(quick_args(), idle()).run_dir
+    args = quick_args(init_from=str(source), seed=2)
+    folder = run(args, idle()).run_dir
+    (tmp_path / "hub").mkdir()
+    build_folder(args, "DDPG", folder, "a/b", tmp_path / "hub")
+    for name in ("args.json", "README.md"):
+        assert str(source.parent) not in (tmp_path / "hub" / name).read_text()
+    assert f"--init-from {source.name}" in (tmp_path / "hub" / "README.md").read_text()

@@ -68,7 +68,7 @@ def test_an_agent_sees_normalised_observations(script):
     agent, plain = (agent_of(script, normalize_observations=normal) for normal in (True, False))
     size = agent.observation_space.shape[0]
     obs = np.random.default_rng(2).normal(size=(40, size)) * 50 + 300
-    agent.normalizer.observe(obs.astype(np.float32))
+    agent.observation_normalizer.observe(obs.astype(np.float32))
     by_hand = ((obs - obs.mean(axis=0)) / obs.std(axis=0)).astype(np.float32)
     np.testing.assert_allclose(agent.act(obs), plain.act(by_hand), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(agent.act(obs[0]), plain.act(by_hand[0]), rtol=1e-4, atol=1e-5)
@@ -87,7 +87,7 @@ def test_statistics_are_of_training_alone_and_part_of_the_model(run, script, tmp
     np.testing.assert_allclose(latest["mean"], stored.mean(axis=0), rtol=1e-9, atol=1e-12)
     (result,) = results_of(parts.run_dir)
     agent, env = load_agent(parts.run_dir)
-    np.testing.assert_array_equal(agent.normalizer.mean, best["mean"])
+    np.testing.assert_array_equal(agent.observation_normalizer.mean, best["mean"])
     total, terminated, truncated = 0.0, False, False
     obs, _ = env.reset(seed=20_000)
     while not (terminated or truncated):
@@ -106,7 +106,9 @@ def test_a_model_with_statistics_is_none_without_them(run):
 
 def test_without_the_flag_nothing_is_different(run):
     parts = run(quick_args())
-    assert parts.agent.normalizer is None and "normalizer" not in torch.load(parts.run_dir / "model.pt", weights_only=True)
+    assert parts.agent.observation_normalizer is None and "normalizer" not in torch.load(
+        parts.run_dir / "model.pt", weights_only=True
+    )
     assert json.loads((parts.run_dir / "args.json").read_text())["args"]["normalize_observations"] is False
 
 
@@ -118,7 +120,7 @@ def test_a_fast_agent_sees_the_same(mode, stand_in_where_needed):
     fast, rng = accelerate(agent, mode), np.random.default_rng(0)
     buffers = []
     for one in (eager, fast):
-        how: dict[str, Any] = {"random": np.random.RandomState(0), "normalizer": one.normalizer}
+        how: dict[str, Any] = {"random": np.random.RandomState(0), "normalizer": one.observation_normalizer}
         buffers.append(ReplayBuffer(200, one.observation_space, one.action_space, "cpu", **how))
     for number in range(1, 60):
         obs, next_obs = rng.normal(size=(2, 1, 3)).astype(np.float32) * 30 + number

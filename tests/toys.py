@@ -120,6 +120,12 @@ class PendulumLike(Toy):
         return self.state.copy(), -float(self.state @ self.state), over and self.state[0] > 0, over, {}
 
 
+class WidePendulum(PendulumLike):
+    """Of the same shapes, with other bounds of the actions."""
+
+    action_space = gym.spaces.Box(-7, 7, (2,), np.float32)
+
+
 class NotFinite(Counter):
     """Turns `field` into `value` at its 150th step."""
 
@@ -346,6 +352,15 @@ class Reach(Toy):
         return self.observe(), reached - 1.0 + self.bonus, over, self.steps == 20, {"is_success": reached}
 
 
+class ReachTardy(Reach):
+    """Takes a while to compute the rewards of many goals."""
+
+    def compute_reward(self, achieved, desired, info):
+        if np.ndim(achieved) == 2:
+            time.sleep(0.3)
+        return super().compute_reward(achieved, desired, info)
+
+
 class Units(Toy):
     """Two numbers with units four and three powers of ten from 1: the best action is the product of their signs.
 
@@ -396,6 +411,7 @@ register("TimeLimited-v0", TimeLimited)
 register("Identity-v0", Identity)
 register("Bounds-v0", Bounds, max_episode_steps=50)
 register("Pendulum-like-v0", PendulumLike)
+register("WidePendulum-v0", WidePendulum)
 register("ClosesOutput-v0", ClosesOutput)
 register("Goal-v0", Goal)
 register("Reach-v0", Reach)
@@ -403,6 +419,7 @@ register("ReachEnding-v0", Reach, kwargs={"terminates": True})
 register("ReachNever-v0", Reach, kwargs={"terminates": False})
 register("ReachSlow-v0", Reach, kwargs={"batches": False, "terminates": True})
 register("ReachMatrix-v0", Reach, kwargs={"shape": (2, 1)})
+register("ReachTardy-v0", ReachTardy)
 register("ReachBonus-v0", Reach, kwargs={"bonus": 0.5})
 register("Units-v0", Units)
 register("Signals-v0", Signals)
