@@ -59,9 +59,7 @@ class Goals:
         if name == "compute_terminated" and answer.shape == ():
             answer = np.full(len(achieved), answer)  # some never terminate, and say so once
         if answer.shape != (len(achieved),):
-            raise EnvError(
-                f"its {name} gives the shape {answer.shape} for {len(achieved)} goals, must give one number for each"
-            )
+            raise EnvError(f"its {name} gives the shape {answer.shape} for {len(achieved)} goals, must give a number for each")
         if not (finite := np.isfinite(answer)).all():
             raise EnvError(f"its {name} gives {answer[~finite][0]}, must be finite")
         return answer
