@@ -54,6 +54,11 @@ class Recipe(NamedTuple):
     script: str = "ddpg_continuous_action.py"
     success: float | None = None
 
+    @property
+    def aim(self) -> tuple[str, float | None]:
+        """The column of evaluations.csv that counts, and what it must reach."""
+        return ("mean", self.goal) if self.success is None else ("success", self.success)
+
 
 TD3, SAC, DQN = "td3_continuous_action.py", "sac_continuous_action.py", "dqn.py"
 INVERTED_PENDULUM = (  # what the recipes for it share
@@ -239,9 +244,8 @@ def training_return(events: EventAccumulator) -> float:
     return statistics.mean(event.value for event in events.Scalars("charts/episodic_return")[-100:])
 
 
-def first_at(recipe: Recipe, folder: Path, events: EventAccumulator) -> tuple[int | str, int | str]:
+def first_at(goal: float | None, folder: Path, events: EventAccumulator, column: str = "mean") -> tuple[int | str, int | str]:
     """Step of the first evaluation of a run that reached the goal, and the seconds to its end, with interruptions; or ""."""
-    column, goal = ("mean", recipe.goal) if recipe.success is None else ("success", recipe.success)
     times = {event.step: event.wall_time for event in events.Scalars("eval/episodic_return")}
     for row in read_csv(folder / "evaluations.csv"):
         if goal is not None and float(row[column]) >= goal:
@@ -262,7 +266,8 @@ def collect(task: str, folder: Path) -> None:
     for name in ("args.json", "evaluations.csv", "evaluation.json"):
         shutil.copy(folder / name, curve)
     events = read_events(folder)
-    goal_step, goal_seconds = first_at(RECIPES[task], folder, events)
+    column, goal = RECIPES[task].aim
+    goal_step, goal_seconds = first_at(goal, folder, events, column)
     row = {
         "task": task,
         "seed": seed,
