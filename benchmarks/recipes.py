@@ -91,6 +91,7 @@ PUSH = (
     "--eval-episodes 20 --final-episodes 50 --gamma 0.95 --learning-rate 1e-3 --tau 0.05 --policy-frequency 1 "
     "--train-frequency 2 --exploration-noise 0.2 --hidden-sizes 256 256 256 --buffer-size 400000"
 )
+FETCH = "pip install gymnasium-robotics==1.4.2 mujoco==3.3.7  # which does not work with MuJoCo 4: in an environment of its own"
 PANDA = "pip install panda-gym==3.0.7"
 BOX2D = 'pip install "gymnasium[box2d]==1.4.0"'
 RECIPES = {
@@ -168,6 +169,9 @@ RECIPES = {
     ),
     "panda_reach": Recipe(
         "panda_gym:PandaReach-v3", f"--total-timesteps 20000 {GOALS}", None, PANDA, "DDPG, hindsight", success=1.0
+    ),
+    "fetch_reach": Recipe(
+        "gymnasium_robotics:FetchReach-v4", f"--total-timesteps 20000 {GOALS}", None, FETCH, "DDPG, hindsight", success=1.0
     ),
     "panda_push": Recipe("panda_gym:PandaPush-v3", PUSH, None, PANDA, "DDPG, hindsight", success=0.9),
     "hopper_sac": Recipe("Hopper-v4", "--total-timesteps 300000", None, algorithm="SAC", script=SAC),
