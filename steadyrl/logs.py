@@ -78,11 +78,13 @@ class Log:
     def hyperparameters(self) -> None:
         """Log the arguments: as a table, and for TensorBoard's page HParams, where `result` gives them their metrics."""
         values = dataclasses.asdict(self.args)
-        values = {name: values[name] for name in ("env_id", "seed", *values) if name not in NOT_LOGGED}
+        groups = type(self.args).__bases__  # in their order the table reads as --help does
+        names = ["env_id", "seed", *(field.name for group in groups for field in dataclasses.fields(group)), *values]
+        values = {name: values[name] for name in names if name not in NOT_LOGGED}
         table = "\n".join(f"|{name}|{value}|" for name, value in values.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        groups = (Experiment, Evaluating, Checkpoints)  # they do not change what is learned, but for the seed
-        others = {field.name for group in groups for field in dataclasses.fields(group)} - {"seed"}
+        unlearned = (Experiment, Evaluating, Checkpoints)  # they do not change what is learned, but for these two
+        others = {field.name for group in unlearned for field in dataclasses.fields(group)} - {"seed", "init_from"}
         learning = {name: value for name, value in values.items() if name not in others}
         plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in learning.items()}
         self.writer.add_summaries(*hparams(plain, dict.fromkeys(METRICS, 0.0))[:2])
