@@ -10,20 +10,20 @@ import torch
 
 from steadyrl.replay_buffer import ReplayBuffer, Sampling
 
-EXPONENT = 0.4  # alpha in the paper's table of hyperparameters
-TOP = 4096
-LOWEST = 1.0  # below a TD error of 1 the Huber loss is a square: equation 15 draws these uniformly
+EXPONENT = 0.4  # the paper's alpha
+LOWEST = 1.0  # the Huber loss is a square below a TD error of 1: these are drawn uniformly
+TOP = 4096  # sums at the top of the tree
 
 
 class PrioritizedSampling(Sampling):
     """Draws each transition with a probability in proportion to max(|TD error|^0.4, 1); a new one has the highest so far.
 
     Where priorities differ, the gradient of the Huber loss has a constant size. So what is minimised is another loss that is
-    known, and no importance weights are needed (section 5.1).
+    known, and no importance weights are needed.
 
-    `sums` is a binary tree without its top: node n is the sum of nodes 2n and 2n + 1, the priorities are its leaves, and at the
-    top are 4096 nodes whose cumulative sum is computed for each sample. (That is twice as fast as a tree up to one root.)
-    What is to be written to it waits for the next sample: a device is waited for once per update, when its result is needed.
+    `sums` is a binary tree: node n is the sum of nodes 2n and 2n + 1, and the priorities are its leaves. It ends below its root
+    in a row of nodes whose cumulative sum is computed for each sample, which is faster than more levels. What is to be written
+    waits for the next sample. So a device is waited for once per update, when its result is needed.
     """
 
     def begin(self, rb: ReplayBuffer) -> None:

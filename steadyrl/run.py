@@ -198,9 +198,11 @@ class Run:
         if isinstance(sys.exception(), EnvError) and self.parts and not self.signals.leaving:
             for part, state in self.before_acting:
                 part.load_state_dict(state)
-            if self.write_or_warn(self.folder / "checkpoints", self.write_checkpoint):
+            saved = self.write_or_warn(self.folder / "checkpoints", self.write_checkpoint)
+            self.signals.leave()  # before the message: whoever reads it may send a signal
+            if saved:
                 say(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
-        self.signals.leaving = True
+        self.signals.leave()
 
     def resume(self, agent: Agent, envs: TrainingEnvs, rb: ReplayBuffer, **others: Stateful) -> None:
         """Say what a checkpoint consists of; if the run is resumed, restore each part.
@@ -438,7 +440,7 @@ class Run:
             self.check_models(agent)
             self.envs.close()  # of some environments there can be only one
             self.take_back()
-            self.signals.leaving = False
+            self.signals.stay()
             try:
                 evaluation = final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)
             except Stopped:

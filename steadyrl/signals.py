@@ -13,6 +13,7 @@ from types import FrameType
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 # Sent by a scheduler as a warning, or by a user. Without a handler, either would end the process.
 SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+PATIENCE = 10.0  # seconds for closing an environment after a signal to stop
 
 
 class Signals:
@@ -30,6 +31,7 @@ class Signals:
         self.stop = self.save = 0
         self.interrupts = 0
         self.leaving = False
+        self.timer = threading.Timer(PATIENCE, lambda: None)  # not started
         self.open: set[int] = set()
 
     def __enter__(self) -> "Signals":
@@ -55,9 +57,7 @@ class Signals:
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
         if self.interrupts == 2 or (self.leaving and number in STOP_SIGNALS):
-            for process in multiprocessing.active_children():
-                process.kill()
-            os._exit(128 + number)
+            self.exit(number)
         if number in SAVE_SIGNALS:
             self.save = number
             acknowledge(number, "a checkpoint follows")
@@ -65,7 +65,29 @@ class Signals:
             self.stop = number
             acknowledge(number, "the run stops as soon as it can" + " (once more: at once)" * (number == signal.SIGINT))
 
+    def leave(self) -> None:
+        """From here on everything is saved, and an environment is being closed, which may hang. If a stop was asked for before,
+        it has some seconds."""
+        if self.stop and not self.leaving:
+            self.timer = threading.Timer(PATIENCE, self.exit, [self.stop])
+            self.timer.daemon = True
+            self.timer.start()
+        self.leaving = True
+
+    def stay(self) -> None:
+        """The environment is closed."""
+        self.leaving = False
+        self.timer.cancel()
+
+    @staticmethod
+    def exit(number: int) -> None:
+        """End the process and its workers at once."""
+        for process in multiprocessing.active_children():
+            process.kill()
+        os._exit(128 + number)
+
     def __exit__(self, *error: object) -> None:
+        self.stay()
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 

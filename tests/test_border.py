@@ -17,7 +17,7 @@ import torch
 from helpers import AGENTS, ROOT, quick_args, scalars
 from processes import run_script
 from test_arguments import main_in_this_process, refused
-from test_resume import only_run
+from test_resume import only_run, run_killed
 
 import ddpg_continuous_action as ddpg
 import dqn
@@ -596,3 +596,12 @@ def test_the_other_algorithms_have_the_same_border(tmp_path, algorithm, name, kw
     else:
         assert (only_run(tmp_path) / "evaluation.json").exists() == (status == 0)
         assert load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"] > 0
+
+
+@pytest.mark.slow
+def test_a_signal_during_the_saving_ends_a_closing_that_hangs(tmp_path):
+    """It came too early to end the process at once, and there is no second one."""
+    flags = ["--env-id", "border_toys:Unclosable-v0", *SHORT.split(), "--env-kwargs", '{"how": "hang"}']
+    done = run_killed(tmp_path, "write", 1, *flags, "--episode-replay", "plain", signals="TERM")
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert "a checkpoint of step 269 is saved" in done.stdout
