@@ -104,13 +104,17 @@ def rows_of(name: str) -> list[dict[str, str]]:
 
 def test_the_comparison_of_the_readme_is_what_was_measured():
     readme = (ROOT / "README.md").read_text()
-    what = ("env_id", "num_envs", "fill", "matmul_precision", "compared_with")
+    what = ("num_envs", "fill", "matmul_precision", "compared_with")
     rows = [row for row in rows_of("speed") if "cores" in row["machine"]]
-    rows = [row for row in rows if [row[name] for name in what] == ["Hopper-v4", "1", "0", "highest", "stable-baselines3"]]
-    latest = {(row["script"], row["side"]): row["rate"] for row in rows}
-    for script in ("ddpg_continuous_action", "sac_continuous_action"):
-        ours, theirs = latest[script, "compile"], latest[script, "stable-baselines3"]
-        assert f"steps a second on two CPU cores | {ours} | {theirs} |" in readme
+    rows = [row for row in rows if [row[name] for name in what] == ["1", "0", "highest", "stable-baselines3"]]
+    latest = {(row["script"], row["env_id"], row["side"]): row["rate"] for row in rows}
+    for name, script, env_id in (
+        ("DDPG", "ddpg_continuous_action", "Hopper-v4"),
+        ("SAC", "sac_continuous_action", "Hopper-v4"),
+        ("DQN", "dqn", "CartPole-v1"),
+    ):
+        ours, theirs, jax = (latest[script, env_id, side] for side in ("compile", "stable-baselines3", "sbx"))
+        assert f"| {name}, {env_id}, steps a second on two CPU cores | {ours} | {theirs} | {jax} |" in readme
     assert f"| {len((ROOT / 'ddpg_continuous_action.py').read_text().splitlines())}, in one script |" in readme
     killed = rows_of("kill_test")
     same = sum(not row["differs"] for row in killed)
