@@ -18,12 +18,12 @@ LOWEST = 1.0  # below a TD error of 1 the Huber loss is a square: equation 15 dr
 class PrioritizedSampling(Sampling):
     """Draws each transition with a probability in proportion to max(|TD error|^0.4, 1); a new one has the highest so far.
 
-    Where priorities differ, the gradient of the Huber loss has a constant size. So what is minimised is another loss that is
+    Where priorities differ, the gradient of the Huber loss has a constant size. So training minimises another loss, which is
     known, and no importance weights are needed (section 5.1).
 
     `sums` is a binary tree without its top: node n is the sum of nodes 2n and 2n + 1, the priorities are its leaves, and at the
     top are 4096 nodes whose cumulative sum is computed for each sample. (That is twice as fast as a tree up to one root.)
-    What is to be written to it waits for the next sample: a device is waited for once per update, when its result is needed.
+    Changes are written to it at the next sample. So a run waits for the device once per update, when it needs the result.
     """
 
     def begin(self, rb: ReplayBuffer) -> None:
