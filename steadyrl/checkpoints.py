@@ -33,8 +33,8 @@ def is_whole(checkpoint: Path) -> bool:
 def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep: int) -> None:
     """Write a checkpoint, then remove older ones so that `keep` remain, and an earlier one of the same step.
 
-    The file is written under another name, flushed to the disk and then renamed: a crash at any moment leaves the old
-    checkpoints undamaged; only this one may be missing.
+    The file is written under another name, flushed to the disk and then renamed. A crash at any moment leaves the old
+    checkpoints undamaged. Only this one may be missing.
 
     Raises:
         OSError: if it cannot be written; a part that was written is removed.

@@ -39,9 +39,9 @@ def check(args: RunArgs) -> Findings:
     """Refuse what cannot be run, before anything is created: check the flags, then try the environment.
 
     Raises:
-        UsageError: if a flag is wrong, or if the environment does not exist, raises an error, has spaces that the algorithm
-            cannot take, cannot be filmed, does not work in a worker, disturbs other instances of it that the run would make,
-            or needs a replay buffer that does not fit into memory.
+        UsageError: if a flag is wrong, or if the environment does not exist or raises an error. Also if it has spaces that the
+            algorithm cannot take, cannot be filmed, or does not work in a worker. Also if it disturbs other instances of it
+            that the run would make, or needs a replay buffer that does not fit into memory.
     """
     check_args(args)
     with coming_back():

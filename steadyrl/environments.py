@@ -343,8 +343,8 @@ class WorkerEnv(gym.Env):
 def make_envs(args: RunArgs, run_name: str, replay: str | None = None, signals: Signals | None = None) -> TrainingEnvs:
     """The training environments: `num_envs` of them, stepped together, with episode statistics in `infos`.
 
-    An environment whose episode ends is reset within the same step: `obs` is then the first observation of the next
-    episode and `infos["final_obs"]` holds the last one of the ended episode. (Gymnasium's default, a reset at the
+    An environment whose episode ends is reset within the same step. `obs` is then the first observation of the next
+    episode, and `infos["final_obs"]` holds the last one of the ended episode. (Gymnasium's default, a reset at the
     next step, would put a transition that never happened into the replay buffer after each episode.)
 
     Args:

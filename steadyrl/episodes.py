@@ -1,6 +1,6 @@
 """The border to an environment. Values that cross it are copied and checked. A resume restores running episodes.
 
-Simulators cannot be pickled or completely copied, but most are deterministic: the state of the generator before a reset and
+Simulators cannot be pickled or completely copied, but most are deterministic. The state of the generator before a reset and
 the actions since then lead to the same state, bit for bit. `find_replay` finds out whether an environment is one of them, and
 `find_company` whether two of them in one process disturb each other.
 """

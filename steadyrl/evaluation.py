@@ -58,7 +58,7 @@ def evaluate(
     """Play greedy episodes on a new environment; the i-th starts from seed `seed + i`.
 
     Nothing here draws from the random streams of training. `q_bias` is the mean, over all states visited, of the
-    critic's value of acting greedily minus the discounted return that followed: above zero the critic overestimates. If a
+    critic's value of acting greedily minus the discounted return that followed. Above zero, the critic overestimates. If a
     time limit cut an episode off, its return is completed with the critic's own value of the last observation. Close to such
     an end the return contains the critic's error, so q_bias shows less of it.
 
@@ -126,8 +126,8 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
 def final_evaluation(
     agent: Agent, args: RunArgs, folder: Path, global_step: int | None = None, signals: Signals | None = None
 ) -> Evaluation:
-    """Evaluate the run's best model (its latest if none was kept, or the one that --model names) on fresh starts, print the
-    result and write it to the folder.
+    """Evaluate the run's best model on fresh starts, print the result and write it to the folder. The model is the latest if
+    no best one was kept, or the one that --model names.
 
     Args:
         global_step: the run's last step, if this ends a training. The result is then evaluation.json; an older one is renamed.

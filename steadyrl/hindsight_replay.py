@@ -108,8 +108,8 @@ def find_goals(env: ReplayableEnv) -> Goals:
 
 
 class HindsightSampling(Sampling):
-    """Draws four of five transitions with another goal: one that their episode achieved at the same step or later, all these
-    steps being equally likely (the strategy "future").
+    """Draws four of five transitions with another goal: one that their episode achieved at the same step or later. All these
+    steps are equally likely (the strategy "future").
 
     Rewards for that goal, and terminations where the environment tells them, are computed by the environment's own methods.
     An episode that is running is known up to its newest step.

@@ -142,8 +142,8 @@ class Log:
 
 
 class EventWriter(SummaryWriter):
-    """TensorBoard's writer. It opens its file at the first event, and survives a full disk: it warns, and goes on with a new
-    file as soon as it can.
+    """TensorBoard's writer. It opens its file at the first event. If the disk is full, it warns, and goes on with a new file
+    as soon as it can.
 
     Args:
         folder: the run's folder.
@@ -163,7 +163,7 @@ class EventWriter(SummaryWriter):
 
     def _get_file_writer(self) -> Any:
         """Open a file if none is open. TensorBoard reads the files of a folder in the order of their names, which begin with
-        the second of the clock: this one gets a later second than all others, whatever the clock says."""
+        the second of the clock. So this one gets a later second than all others, whatever the clock says."""
         if self.file_writer is None and self.again < math.inf:
             seconds = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
             last = max((int(second) for second in seconds if second.isdecimal() and second.isascii()), default=0)

@@ -21,8 +21,8 @@ class PrioritizedSampling(Sampling):
     Where priorities differ, the gradient of the Huber loss has a constant size. So training minimises another loss, which is
     known, and no importance weights are needed (section 5.1).
 
-    `sums` is a binary tree without its top: node n is the sum of nodes 2n and 2n + 1, the priorities are its leaves, and at the
-    top are 4096 nodes whose cumulative sum is computed for each sample. (That is twice as fast as a tree up to one root.)
+    `sums` is a binary tree without its top. Node n is the sum of nodes 2n and 2n + 1, and the leaves are the priorities. At the
+    top are 4096 nodes, whose cumulative sum is computed for each sample. (That is twice as fast as a tree up to one root.)
     Changes are written to it at the next sample. So a run waits for the device once per update, when it needs the result.
     """
 

@@ -20,7 +20,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
 
     `transitions` is (buffer_size // n_envs, n_envs, 2 O + A + 2) float32; `observations`, `actions`, `next_observations`,
     `dones` and `rewards` are views of it. `dones` are terminations alone; `timeouts` marks the other ends of episodes.
-    On a CUDA device each sample overwrites the one before if it has the same size: captured graphs always read their input
+    On a CUDA device each sample overwrites the one before if it has the same size. So captured graphs always read their input
     from the same memory.
 
     Args:

@@ -240,7 +240,7 @@ class Run:
         self.checkpoint = None  # lets go of the file
 
     def start_from(self, run_dir: str) -> None:
-        """Load the networks of another run into the agent. A copy of its model stays in the folder: with it, a run that is
+        """Load the networks of another run into the agent. A copy of its model stays in the folder. With it, a run that is
         killed before its first checkpoint starts again in the same way.
 
         Raises:

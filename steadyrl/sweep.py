@@ -293,8 +293,8 @@ def as_saved(args: arguments.RunArgs) -> dict[str, Any]:
 
 
 def planned(options: Options) -> list[Job]:
-    """The jobs of `plan`. For --status they come from a file if the last plan in this folder had the same options and flags:
-    importing the script, and PyTorch with it, takes seconds."""
+    """The jobs of `plan`. For --status they come from a file if the last plan in this folder had the same options and flags.
+    Importing the script, and PyTorch with it, takes seconds."""
     sources = (FOLDER / options.script.name, options.script, Path(__file__), Path(arguments.__file__))
     asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or one of an older version
