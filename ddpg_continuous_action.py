@@ -5,9 +5,9 @@ and `DDPG.update` below; the actor and the targets are updated less often than t
 
     python ddpg_continuous_action.py --env-id Hopper-v4
 
-trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates a run, and films it with --capture-video. What keeps a run alive, whatever its algorithm
-(folder, logs, evaluation, checkpoints, signals), is in the package steadyrl/.
+trains an agent. Its run folder is runs/<run name>/. `--resume runs/<run name>` continues a run as if it had never crashed.
+`--evaluate runs/<run name>` evaluates a run; with --capture-video it also films it. Everything that does not depend on the
+algorithm (folder, logs, evaluation, checkpoints, signals) is in the package steadyrl/.
 """
 
 # /// script
@@ -61,14 +61,14 @@ NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm, "batch": nn.BatchN
 
 @dataclass
 class Learning:
-    """The learner; the defaults are CleanRL's."""
+    """How the agent learns; the defaults are CleanRL's."""
 
     total_timesteps: Count = 1_000_000
     """environment steps to train for, counted over all environments"""
     learning_starts: CountOrZero = 25_000
     """environment steps of uniformly random actions before the actor acts and learning starts"""
     train_frequency: Count = 1
-    """environment steps, over all environments, from one training point to the next (at most one each time they all step)"""
+    """environment steps between two training points, counted over all environments (at most one point for each vector step)"""
     gradient_steps: CountOrAll = 1
     """critic updates at each training point (-1: one for each environment step since the last training point)"""
     policy_frequency: Count = 2
@@ -90,8 +90,8 @@ class Learning:
     weight_decay: NonNegative = 0.0
     """decoupled weight decay, as in AdamW (0: plain Adam)"""
     n_steps: Count = 1
-    """rewards that a TD target sums before it bootstraps. 1 is the paper's. 3 learns faster where rewards are dense. The
-    steps after the first are not corrected for the exploration in them"""
+    """number of rewards that a TD target sums before it bootstraps (1: as in the paper). 3 learns faster if rewards are dense.
+    There is no off-policy correction for the steps after the first"""
     critic_loss: Literal["mse", "huber"] = "mse"
     """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards"""
     reward_scale: Positive = 1.0
@@ -201,7 +201,7 @@ class DDPG(Agent):
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
-        """What the critic expects of acting greedily, Q(s, mu(s)): (N, O) observations to (N,) values."""
+        """The critic's value of the greedy action, Q(s, mu(s)): (N, O) observations to (N,) values."""
         observations = self.tensor(obs)
         return self.critic(observations, self.actor(observations)).cpu().numpy()
 
@@ -209,7 +209,7 @@ class DDPG(Agent):
     def td_target(self, batch: ReplayBufferSamples) -> Tensor:
         """The (B,) values r + gamma Q'(s', mu'(s')) that the critic learns (equation 5).
 
-        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
+        `batch.dones` marks terminations only: where a time limit cut an episode off, the target still bootstraps.
         """
         next_actions = self.target_actor(batch.next_observations)
         next_values = self.target_critic(batch.next_observations, next_actions)
@@ -217,7 +217,7 @@ class DDPG(Agent):
         return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * next_values
 
     def critic_loss(self, batch: ReplayBufferSamples, td_target: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The mean loss of the TD errors (equation 4), and the (B,) values Q(s, a). Without a target it computes it."""
+        """The mean loss of the TD errors (equation 4), and the (B,) values Q(s, a). Computes the target if it is None."""
         td_target = self.td_target(batch) if td_target is None else td_target
         q_values = self.critic(batch.observations, batch.actions)
         huber = self.args.critic_loss == "huber" or self.args.replay == "prioritized"
@@ -234,13 +234,13 @@ class DDPG(Agent):
         Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss. Prioritised replay
         also needs the (B,) td_errors.
         """
-        td_target = self.td_target(batch)
+        target = {"td_target": self.td_target(batch)} if self.args.replay == "prioritized" else {}
         with training_mode(self.critic, self.batch_normalized):
-            q_loss, q_values = self.critic_loss(batch, td_target)
+            q_loss, q_values = self.critic_loss(batch, **target)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
-        if self.args.replay == "prioritized":
-            losses["td_errors"] = td_target - q_values.detach()
+        if target:
+            losses["td_errors"] = target["td_target"] - q_values.detach()
         if update_policy:
             with training_mode(self.actor, self.batch_normalized):
                 actor_loss = self.actor_loss(batch)

@@ -6,9 +6,9 @@ arXiv:1509.06461, for --double-q.
 
     python dqn.py --env-id CartPole-v1
 
-trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates a run, and films it with --capture-video. What keeps a run alive, whatever its algorithm
-(folder, logs, evaluation, checkpoints, signals), is in the package steadyrl/.
+trains an agent. Its run folder is runs/<run name>/. `--resume runs/<run name>` continues a run as if it had never crashed.
+`--evaluate runs/<run name>` evaluates a run; with --capture-video it also films it. Everything that does not depend on the
+algorithm (folder, logs, evaluation, checkpoints, signals) is in the package steadyrl/.
 """
 
 # /// script
@@ -61,14 +61,14 @@ MAX_ACTIONS = 4096  # more are no table that a network learns: with --bins, thei
 
 @dataclass
 class Learning:
-    """The learner; the defaults are CleanRL's."""
+    """How the agent learns; the defaults are CleanRL's."""
 
     total_timesteps: Count = 500_000
     """environment steps to train for, counted over all environments"""
     learning_starts: CountOrZero = 10_000
     """environment steps before learning starts"""
     train_frequency: Count = 10
-    """environment steps, over all environments, from one training point to the next (at most one each time they all step)"""
+    """environment steps between two training points, counted over all environments (at most one point for each vector step)"""
     gradient_steps: CountOrAll = 1
     """updates at each training point (-1: one for each environment step since the last training point)"""
     target_network_frequency: Count = 500
@@ -84,14 +84,14 @@ class Learning:
     learning_rate: Positive = 2.5e-4
     """learning rate of the optimiser"""
     double_q: bool = False
-    """let the online network choose the next action and the target network value it, against over-estimation"""
+    """the online network chooses the next action, and the target network evaluates it (against over-estimation)"""
     reward_scale: Positive = 1.0
     """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
 
 @dataclass
 class Exploration:
-    """Random actions, and which actions there are."""
+    """Random actions, and how continuous actions are discretised."""
 
     start_e: Probability = 1.0
     """probability of a random action at the start"""
@@ -100,7 +100,7 @@ class Exploration:
     exploration_fraction: Fraction = 0.5
     """share of --total-timesteps over which the probability falls, linearly"""
     bins: Count | None = None
-    """values that each dimension of continuous actions (a Box) is cut into; needed for these alone"""
+    """number of values for each dimension of continuous actions (a Box); only such actions need this flag"""
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Args(Experiment, Environment, Learning, Replay, Exploration, Networks, Eva
     env_id: str = "CartPole-v1"
 
     def wrap(self, env: gym.Env) -> gym.Env:
-        """A Box of actions becomes a table of them, --bins for each dimension."""
+        """Discretise the actions if they are a Box: --bins values for each dimension."""
         if isinstance(env.action_space, gym.spaces.Box) and self.bins is not None:
             number = self.bins**env.action_space.low.size
             if number > MAX_ACTIONS:
@@ -132,10 +132,10 @@ class Args(Experiment, Environment, Learning, Replay, Exploration, Networks, Eva
         return env
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Actions are a table, numbered from 0."""
+        """Actions must be Discrete, numbered from 0."""
         if isinstance(action_space, gym.spaces.Box):
             raise UsageError(
-                f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete, or be cut with --bins 3"
+                f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete, or be discretised with --bins 3"
             )
         if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
             raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete, numbered from 0")
@@ -178,14 +178,14 @@ class DQN(Agent):
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
-        """What the network expects of acting greedily, max Q(s, a): (N, O) observations to (N,) values."""
+        """The network's value of the greedy action, max Q(s, a): (N, O) observations to (N,) values."""
         return self.q_network(self.tensor(obs)).amax(dim=1).cpu().numpy()
 
     @torch.no_grad()
     def td_target(self, batch: ReplayBufferSamples) -> Tensor:
         """The (B,) values r + gamma max Q'(s', a') that the network learns (algorithm 1).
 
-        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
+        `batch.dones` marks terminations only: where a time limit cut an episode off, the target still bootstraps.
         """
         next_q_values = self.target_network(batch.next_observations)
         if self.args.double_q:  # van Hasselt et al., equation 4
@@ -207,11 +207,11 @@ class DQN(Agent):
 
         Returns detached scalars, still on the device: q_loss and q_est. Prioritised replay also needs the (B,) td_errors.
         """
-        td_target = self.td_target(batch)
-        q_loss, q_values = self.q_loss(batch, td_target)
+        target = {"td_target": self.td_target(batch)} if self.args.replay == "prioritized" else {}
+        q_loss, q_values = self.q_loss(batch, **target)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
-        if self.args.replay == "prioritized":
-            losses["td_errors"] = td_target - q_values.detach()
+        if target:
+            losses["td_errors"] = target["td_target"] - q_values.detach()
         self.optimizer.zero_grad()
         q_loss.backward()
         self.optimizer.step()

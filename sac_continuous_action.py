@@ -6,9 +6,9 @@ arXiv:1812.05905 (algorithm 1 is `train` and `SAC.update` below). Three steps fr
 
     python sac_continuous_action.py --env-id Hopper-v4
 
-trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates a run, and films it with --capture-video. What keeps a run alive, whatever its algorithm
-(folder, logs, evaluation, checkpoints, signals), is in the package steadyrl/.
+trains an agent. Its run folder is runs/<run name>/. `--resume runs/<run name>` continues a run as if it had never crashed.
+`--evaluate runs/<run name>` evaluates a run; with --capture-video it also films it. Everything that does not depend on the
+algorithm (folder, logs, evaluation, checkpoints, signals) is in the package steadyrl/.
 """
 
 # /// script
@@ -64,18 +64,18 @@ NORMALIZATIONS = {"none": nn.Identity, "layer": nn.LayerNorm, "batch": nn.BatchN
 
 @dataclass
 class Learning:
-    """The learner; the defaults are CleanRL's."""
+    """How the agent learns; the defaults are CleanRL's."""
 
     total_timesteps: Count = 1_000_000
     """environment steps to train for, counted over all environments"""
     learning_starts: CountOrZero = 5_000
     """environment steps of uniformly random actions before the actor acts and learning starts"""
     train_frequency: Count = 1
-    """environment steps, over all environments, from one training point to the next (at most one each time they all step)"""
+    """environment steps between two training points, counted over all environments (at most one point for each vector step)"""
     gradient_steps: CountOrAll = 1
     """critic updates at each training point (-1: one for each environment step since the last training point)"""
     policy_frequency: Count = 2
-    """critic updates from one time the actor is updated to the next; it is then updated as many times in a row"""
+    """after this many critic updates, the actor is updated the same number of times in a row"""
     target_network_frequency: Count = 1
     """critic updates per update of the target networks"""
     buffer_size: Count = 1_000_000
@@ -93,11 +93,11 @@ class Learning:
     weight_decay: NonNegative = 0.0
     """decoupled weight decay, as in AdamW (0: plain Adam)"""
     n_steps: Count = 1
-    """rewards that a TD target sums before it bootstraps (1: the paper's; later ones are not corrected for exploration)"""
+    """number of rewards that a TD target sums before it bootstraps (1: as in the paper; more: without off-policy correction)"""
     critic_loss: Literal["mse", "huber"] = "mse"
     """loss of the TD error: mse is its square; huber is smooth L1 with beta 1, for rare large rewards"""
     num_critics: Count = 2
-    """critics; targets are computed with the smallest of their values (2: TD3's, against over-estimation; arXiv:1802.09477)"""
+    """number of critics; targets use the smallest of their values (2: as in TD3, against over-estimation; arXiv:1802.09477)"""
     reward_scale: Positive = 1.0
     """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
@@ -107,9 +107,9 @@ class Exploration:
     """How the agent explores."""
 
     alpha: NonNegative = 0.2
-    """temperature: the weight of the entropy against the rewards (only with --no-autotune)"""
+    """temperature: the weight of the entropy relative to the rewards (only with --no-autotune)"""
     autotune: bool = True
-    """learn the temperature, from 1 on: the entropy then tends to minus the number of action dimensions"""
+    """learn the temperature, starting at 1, so that the entropy approaches minus the number of action dimensions"""
 
 
 @dataclass
@@ -217,15 +217,15 @@ class SAC(Agent):
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
-        """What the critics expect of a greedy action, the smallest Q(s, mu(s)): (N, O) observations to (N,) values."""
+        """The critics' value of the greedy action, the smallest Q(s, mu(s)): (N, O) observations to (N,) values."""
         observations = self.tensor(obs)
         return smallest_q_value(self.critics, observations, self.actor(observations)[0]).cpu().numpy()
 
     @torch.no_grad()
     def state_value(self, obs: np.ndarray) -> np.ndarray:
-        """V(s), what the critics expect of the policy with its noise and its entropy: (N, O) observations to (N,) values.
+        """V(s), the critics' value of the policy with its noise and its entropy: (N, O) observations to (N,) values.
 
-        The mean over eight actions, always of the same noise, with mean 0 and variance 1. Evaluation needs it for q_bias.
+        The mean over eight actions. Their noise is always the same, with mean 0 and variance 1. Evaluation needs it for q_bias.
         """
         observations = self.tensor(obs)
         drawn = np.random.default_rng(0).standard_normal((8, 1, len(self.actor.action_bias)))
@@ -234,7 +234,7 @@ class SAC(Agent):
         return (sum(values[1:], start=values[0]) / len(values)).cpu().numpy()
 
     def soft_value(self, critics: nn.ModuleList, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Of an action a drawn from pi(.|s): min Q(s, a) - alpha log pi(a|s) (1801.01290, equation 3), and log pi(a|s)."""
+        """For an action a drawn from pi(.|s): min Q(s, a) - alpha log pi(a|s) (1801.01290, equation 3), and log pi(a|s)."""
         action, log_prob = self.actor(obs, noise)
         return smallest_q_value(critics, obs, action) - self.log_alpha.exp().detach() * log_prob, log_prob
 
@@ -242,7 +242,7 @@ class SAC(Agent):
     def td_target(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
         """The (B,) values r + gamma V(s') that the critics learn. `noise`, (B, A) standard normal, draws the next actions.
 
-        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
+        `batch.dones` marks terminations only: where a time limit cut an episode off, the target still bootstraps.
         """
         next_values, _ = self.soft_value(self.target_critics, batch.next_observations, noise)
         discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
@@ -263,18 +263,18 @@ class SAC(Agent):
         return -values.mean(), log_prob
 
     def update(self, batch: ReplayBufferSamples, noise: Tensor, update_policy: bool, update_targets: bool = True) -> Losses:
-        """One step of the critics and, if asked, `policy_frequency` of the actor and the temperature, and one of the targets.
+        """One step of the critics. If asked, also `policy_frequency` of the actor and the temperature, and one of the targets.
 
         `noise`, (1 + policy_frequency, B, A) standard normal, is for the critics' targets, then for each step of the actor.
         Returns detached q_loss, q_est; with `update_policy` actor_loss, alpha; for prioritised replay the largest td_errors.
         """
-        td_target = self.td_target(batch, noise[0])
+        target = {"td_target": self.td_target(batch, noise[0])} if self.args.replay == "prioritized" else {}
         with training_mode(self.critics, self.batch_normalized):
-            q_loss, q_values = self.critic_loss(batch, noise[0], td_target)
+            q_loss, q_values = self.critic_loss(batch, noise[0], **target)
         descend(q_loss, self.optimizers["critic"])
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
-        if self.args.replay == "prioritized":
-            losses["td_errors"] = (td_target - q_values.detach()).abs().amax(dim=0)
+        if target:
+            losses["td_errors"] = (target["td_target"] - q_values.detach()).abs().amax(dim=0)
         for actor_noise in noise[1:] if update_policy else ():  # as many times as it was left out before
             with training_mode(self.actor, self.batch_normalized):
                 actor_loss, log_prob = self.actor_loss(batch, actor_noise)

@@ -1,14 +1,14 @@
 """Twin Delayed Deep Deterministic Policy Gradient (TD3) for continuous control: the whole algorithm.
 
 Paper: Fujimoto et al., 2018, "Addressing function approximation error in actor-critic methods", arXiv:1802.09477. Algorithm 1
-is `train` and `TD3.update` below. Two things set it apart from ddpg_continuous_action.py: two critics, of which the smaller
-target counts, and noise on the target's actions.
+is `train` and `TD3.update` below. It differs from ddpg_continuous_action.py in two ways: targets use the smaller value of two
+critics, and the actions of the target actor get noise.
 
     python td3_continuous_action.py --env-id Hopper-v4
 
-trains, and everything lands in runs/<run name>/. `--resume runs/<run name>` goes on after a crash, as if it had not happened;
-`--evaluate runs/<run name>` evaluates a run, and films it with --capture-video. What keeps a run alive, whatever its algorithm
-(folder, logs, evaluation, checkpoints, signals), is in the package steadyrl/.
+trains an agent. Its run folder is runs/<run name>/. `--resume runs/<run name>` continues a run as if it had never crashed.
+`--evaluate runs/<run name>` evaluates a run; with --capture-video it also films it. Everything that does not depend on the
+algorithm (folder, logs, evaluation, checkpoints, signals) is in the package steadyrl/.
 """
 
 # /// script
@@ -58,14 +58,14 @@ from steadyrl.spaces import legal
 
 @dataclass
 class Learning:
-    """The learner; the defaults are CleanRL's."""
+    """How the agent learns; the defaults are CleanRL's."""
 
     total_timesteps: Count = 1_000_000
     """environment steps to train for, counted over all environments"""
     learning_starts: CountOrZero = 25_000
     """environment steps of uniformly random actions before the actor acts and learning starts"""
     train_frequency: Count = 1
-    """environment steps, over all environments, from one training point to the next (at most one each time they all step)"""
+    """environment steps between two training points, counted over all environments (at most one point for each vector step)"""
     gradient_steps: CountOrAll = 1
     """critic updates at each training point (-1: one for each environment step since the last training point)"""
     policy_frequency: Count = 2
@@ -87,10 +87,10 @@ class Learning:
     policy_noise: NonNegative = 0.2
     """standard deviation of the noise on the target actor's actions, in units of half the action range"""
     noise_clip: NonNegative = 0.5
-    """largest size of that noise, in the same units"""
+    """absolute value at which the noise of --policy-noise is clipped, in the same units"""
     n_steps: Count = 1
-    """rewards that a TD target sums before it bootstraps. 1 is the paper's. 3 learns faster where rewards are dense. The
-    steps after the first are not corrected for the exploration in them"""
+    """number of rewards that a TD target sums before it bootstraps (1: as in the paper). 3 learns faster if rewards are dense.
+    There is no off-policy correction for the steps after the first"""
     reward_scale: Positive = 1.0
     """factor by which rewards are multiplied for learning (logged rewards are not multiplied)"""
 
@@ -187,7 +187,7 @@ class TD3(Agent):
 
     @torch.no_grad()
     def value(self, obs: np.ndarray) -> np.ndarray:
-        """What the first critic expects of acting greedily, Q(s, mu(s)): (N, O) observations to (N,) values."""
+        """The first critic's value of the greedy action, Q(s, mu(s)): (N, O) observations to (N,) values."""
         observations = self.tensor(obs)
         return self.critics[0](observations, self.actor(observations)).cpu().numpy()
 
@@ -195,7 +195,7 @@ class TD3(Agent):
     def td_target(self, batch: ReplayBufferSamples, noise: Tensor) -> Tensor:
         """The (B,) values that both critics learn. `noise`, (B, A) standard normal, smooths the target policy (equation 14).
 
-        `batch.dones` marks terminations only: an episode that a time limit cut off had a future, so it bootstraps to its end.
+        `batch.dones` marks terminations only: where a time limit cut an episode off, the target still bootstraps.
         """
         scale, bias = self.actor.action_scale, self.actor.action_bias
         noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
@@ -207,7 +207,7 @@ class TD3(Agent):
     def critic_loss(
         self, batch: ReplayBufferSamples, noise: Tensor, td_target: Tensor | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Sum of both critics' mean losses of the TD errors, and the (B,) values of each. Without a target it computes it."""
+        """Sum of both critics' mean losses of the TD errors, and the (B,) values of each. Computes the target if it is None."""
         td_target = self.td_target(batch, noise) if td_target is None else td_target
         td_loss = F.smooth_l1_loss if self.args.replay == "prioritized" else F.mse_loss
         q_values = [critic(batch.observations, batch.actions) for critic in self.critics]
@@ -221,14 +221,14 @@ class TD3(Agent):
         """One step of the critics and, if asked, one of the actor and of all target networks; `noise` as in `critic_loss`.
 
         Returns detached scalars, still on the device: q_loss, q_est (the first critic's) and, with `update_policy`, actor_loss.
-        Prioritised replay also needs the (B,) td_errors, of both critics the larger ones.
+        Prioritised replay also needs the (B,) td_errors: for each transition, the larger of the two critics' errors.
         """
-        td_target = self.td_target(batch, noise)
-        q_loss, q_values = self.critic_loss(batch, noise, td_target)
+        target = {"td_target": self.td_target(batch, noise)} if self.args.replay == "prioritized" else {}
+        q_loss, q_values = self.critic_loss(batch, noise, **target)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values[0].detach().mean()}
-        if self.args.replay == "prioritized":
-            losses["td_errors"] = (td_target - torch.stack(q_values).detach()).abs().amax(dim=0)
+        if target:
+            losses["td_errors"] = (target["td_target"] - torch.stack(q_values).detach()).abs().amax(dim=0)
         if update_policy:
             actor_loss = self.actor_loss(batch)
             descend(actor_loss, self.actor_optimizer)

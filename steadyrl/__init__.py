@@ -1,1 +1,1 @@
-"""What a run needs beside its algorithm: folder, clock, logs, environments, evaluation, checkpoints, acceleration."""
+"""What a run needs apart from its algorithm: folder, clock, logs, environments, evaluation, checkpoints, acceleration."""

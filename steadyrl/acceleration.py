@@ -1,8 +1,8 @@
-"""An agent that computes the same, faster. The eager agent is the specification.
+"""An agent that computes the same results faster. The eager agent is the specification.
 
-`accelerate` gives a stand-in that shares the agent's networks and optimisers. At the first real call of `update` or `act` with
-arguments of a kind, it builds a fast function for that kind, in two ways: on a CPU the operations are compiled; on CUDA they
-are captured as a graph, compiled before if asked. Building trains nothing.
+`accelerate` returns a stand-in that shares the agent's networks and optimisers. At the first real call of `update` or `act`
+with arguments of a new kind, it builds a fast function for this kind. On a CPU the operations are compiled. On CUDA they are
+captured as a graph, and compiled before that if asked. Building does not train the agent.
 """
 
 import copy
@@ -34,13 +34,13 @@ UPDATES_WORTH_COMPILING = 20_000
 
 
 def compiler_of(device: torch.device) -> str | None:
-    """The C++ compiler that compiling for a CPU needs and that is not here; None if nothing is missing."""
+    """The missing C++ compiler that compiling for a CPU needs; None if nothing is missing."""
     compiler = os.environ.get("CXX", "g++")
     return None if device.type == "cuda" or shutil.which(compiler) else compiler
 
 
 def check_mode(args: RunArgs, device: torch.device) -> None:
-    """Refuse a mode that was asked for by name and that this machine cannot have.
+    """Refuse a mode that the user named and that does not work on this machine.
 
     Raises:
         UsageError: naming what is missing.
@@ -57,10 +57,10 @@ def check_mode(args: RunArgs, device: torch.device) -> None:
 
 
 def choose_mode(args: RunArgs, device: torch.device, global_step: int, began_with: str | None) -> str:
-    """The mode that `--accelerate` means for this run. Where the user could not know the reason, one line says it.
+    """The mode that `--accelerate` means for this run. If the user cannot know the reason, a message gives it.
 
     Args:
-        global_step: where the run is.
+        global_step: the current step of the run.
         began_with: the mode of a run that is resumed.
     """
     if args.accelerate != "auto":
@@ -76,12 +76,12 @@ def choose_mode(args: RunArgs, device: torch.device, global_step: int, began_wit
     if missing := compiler_of(device):
         say(f"--accelerate auto: eager, since no C++ compiler ({missing}) was found; with one, this run would be faster")
         return "eager"
-    say(f"--accelerate auto: compile, since {updates:,} updates gain more than the building costs")
+    say(f"--accelerate auto: compile, since it saves more time in {updates:,} updates than it costs")
     return "compile"
 
 
 class CannotBuild(Exception):
-    """Something about an agent that the fast functions cannot handle, by its name."""
+    """The fast functions cannot handle an agent; the message names the part."""
 
 
 def accelerate(
@@ -93,8 +93,8 @@ def accelerate(
 ) -> AnyAgent:
     """A stand-in for `agent` with a faster `update` and `act`.
 
-    It shares the agent's networks and optimisers. Load a state with the stand-in's `load_state_dict`: it fills the tensors
-    that are there, because the fast functions refer to those.
+    It shares the agent's networks and optimisers. Load a state with the stand-in's `load_state_dict`: it fills the existing
+    tensors, because the fast functions refer to those.
 
     Args:
         mode: eager (the agent itself), compile or cudagraph; on CUDA, what is compiled is also captured.
@@ -103,7 +103,7 @@ def accelerate(
         paused: a context around each building.
 
     Raises:
-        TrainingError: from `update` and `act`, if something cannot be built and that is an error.
+        TrainingError: from `update` and `act`, if something cannot be built and `explicit` is true.
     """
     if mode == "eager":
         return agent
@@ -142,10 +142,10 @@ class FastFunctions:
         return self.agent.compute(*arrays) if self.eager else self.policies[kind](*arrays)
 
     def build_update(self, kind: tuple, tensors: list[torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> None:
-        """Build the function for updates of this kind; the agent is as it was afterwards.
+        """Build the function for updates of this kind. The agent's state stays the same.
 
-        The agent's own `update` is called first, outside of what falls back: a mistake in it is its own traceback. It also
-        has the optimisers allocate their state.
+        The agent's own `update` is called first, outside the code that falls back, so a mistake in it has a normal traceback.
+        This call also makes the optimisers allocate their state.
         """
         before = copy.deepcopy(self.agent.state_dict())
         self.agent.update(*args, **kwargs)
@@ -179,7 +179,7 @@ class FastFunctions:
 
     @contextmanager
     def building(self, what: str, before: dict[str, Any] | None) -> Iterator[None]:
-        """Announce what is built, put the agent back to `before`, and fall back or raise if it fails."""
+        """Announce what is built, restore the agent to `before`, and fall back or raise an error if building fails."""
         begin = time.perf_counter()
         if not self.announced and self.mode == "compile":
             say("--accelerate compile: compiling, about 30 seconds the first time")
@@ -201,7 +201,7 @@ class FastFunctions:
                     restore(self.agent, before)
 
     def refuse_what_cannot_be_built(self, named: dict[str, Any]) -> None:
-        """Raise CannotBuild for an argument that would keep its first value for ever, and for an optimiser of another kind."""
+        """Raise CannotBuild for an argument that would keep its first value for ever, and for an optimiser of another type."""
         for name, value in named.items():
             parts = value if hasattr(value, "_fields") else (value,)  # a batch is a named tuple
             if not all(isinstance(part, torch.Tensor | bool | None) for part in parts):
@@ -259,7 +259,7 @@ class FastFunctions:
 
 
 def flatten(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, list[torch.Tensor]]:
-    """The kind of a call, equal for all that one fast function can make, and its tensors in their order."""
+    """The kind of a call, and its tensors in order. One fast function handles all calls of the same kind."""
     kind: list[Any] = []
     tensors: list[torch.Tensor] = []
     for name, value in (*enumerate(args), *sorted(kwargs.items())):
@@ -272,7 +272,7 @@ def flatten(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, list[torch.Tens
 
 
 def fill_in(value: Any, places: Iterator[torch.Tensor]) -> Any:
-    """An argument of an update with the next tensors in the place of its own."""
+    """An argument of an update, with its tensors replaced by the next ones of `places`."""
     if isinstance(value, tuple):  # a batch is a named one
         return type(value)(*(next(places) if isinstance(part, torch.Tensor) else part for part in value))
     return next(places) if isinstance(value, torch.Tensor) else value
@@ -284,7 +284,7 @@ def on_the_host(policy: Callable) -> Callable[..., np.ndarray]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
+    """The first line of an error's message."""
     return next(iter(str(error).splitlines()), repr(error))
 
 
@@ -343,7 +343,7 @@ def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool
 
 
 def compile_graph(graph: torch.fx.Graph, inputs: list[Any]) -> Callable:
-    """Compile recorded operations for inputs with these shapes, or load what torch's cache has of them."""
+    """Compile recorded operations for inputs with these shapes, or load them from torch's cache."""
     # On a CPU, calling from C++ saves a tenth of a millisecond, and a calling part of its own is quicker to compile. On CUDA,
     # kernels chosen by timing them could differ from run to run, and with them the rounding.
     cpu = {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}

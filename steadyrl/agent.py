@@ -1,4 +1,4 @@
-"""The contract: what an algorithm is to a run. The rooms of this package know an agent by this class alone."""
+"""The contract between an algorithm and a run. The modules of this package know an agent only through this class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ class Agent(ABC):
         device: where the networks live and learn.
 
     Attributes:
-        networks: by name, what a saved model consists of: everything that `update` changes but the optimisers' states.
+        networks: by name, what a saved model consists of: everything that `update` changes, except the optimisers' states.
         optimizers: by name. What is to be compiled is an AdamW with one group of parameters.
-        observation_normalizer: with --normalize-observations, what stands between incoming observations and the networks.
+        observation_normalizer: with --normalize-observations, normalises observations before the networks see them.
     """
 
     networks: dict[str, torch.nn.Module]
@@ -56,13 +56,13 @@ class Agent(ABC):
 
     @abstractmethod
     def value(self, obs: np.ndarray) -> np.ndarray:
-        """What the agent expects of acting greedily: (N, O) observations to (N,) values. Evaluation needs it for q_bias."""
+        """The agent's value of the greedy action: (N, O) observations to (N,) values. Evaluation needs it for q_bias."""
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> Losses:
         """One learning step on a batch of the replay buffer; returns detached values by name, still on the device.
 
-        They are scalars, but for "td_errors": those of the batch, (B,), which prioritised replay needs.
+        They are scalars, except "td_errors": (B,), one for each transition, which prioritised replay needs.
 
         It is mathematics only: no random numbers, no NumPy, no value read back from the device, no state outside `networks`
         and `optimizers`. Random numbers are drawn before and passed in. Its arguments are batches, tensors, bools and None.
@@ -70,11 +70,11 @@ class Agent(ABC):
         """
 
     def state_value(self, obs: np.ndarray) -> np.ndarray:
-        """What the critic expects from a state, (N, O) to (N,). It differs from `value` where more than rewards counts."""
+        """The critic's value of each state, (N, O) to (N,). It differs from `value` if it includes more than rewards."""
         return self.value(obs)
 
     def act(self, obs: np.ndarray, *others: np.ndarray) -> np.ndarray:
-        """Actions, the greedy ones if there is nothing but observations.
+        """Actions; the greedy ones if only observations are given.
 
         Args:
             obs: (N, O) observations, or (O,) for a single one, of any real dtype.
@@ -121,7 +121,7 @@ class Agent(ABC):
             optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
     def check_parts(self) -> None:
-        """Raise a TypeError for a network or an optimiser that no checkpoint would hold, since it has no name."""
+        """Raise a TypeError for a network or an optimiser that no checkpoint would hold, because it has no name."""
         saved = {
             id(tensor) for network in self.saved_modules.values() for tensor in network.state_dict(keep_vars=True).values()
         }
@@ -135,7 +135,7 @@ class Agent(ABC):
 
 @contextmanager
 def training_mode(network: torch.nn.Module, needed: bool = True) -> Iterator[None]:
-    """Inside, batch normalisation uses the statistics of its batch and updates the running ones; outside, it uses those.
+    """Inside, batch normalisation uses the statistics of its batch and updates the running ones. Outside, it uses the latter.
 
     Args:
         needed: whether the network has such layers; the others ignore the mode, and setting it takes time.

@@ -59,7 +59,7 @@ def parse_json(texts: list[str]) -> Any:
     try:
         return json.loads(texts[0])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{texts[0][:100]!r} is no JSON ({error})") from None
+        raise ValueError(f"{texts[0][:100]!r} is not JSON ({error})") from None
 
 
 def depth(value: Any) -> int:
@@ -93,7 +93,7 @@ class Environment:
     """The task."""
 
     env_id: str = "Hopper-v4"
-    """the Gymnasium environment; module:EnvId imports first the module that registers it"""
+    """the Gymnasium environment; module:EnvId first imports the module that registers it"""
     env_kwargs: Kwargs = field(default_factory=dict)
     """arguments for gymnasium.make, as in '{"reset_noise_scale": 0.2}'"""
     max_episode_steps: Count | None = None
@@ -101,17 +101,17 @@ class Environment:
     num_envs: Count = 1
     """number of environments that are stepped together"""
     vectorization: Literal["sync", "async"] = "sync"
-    """sync: step the environments one after the other in this process. async: step each in a process of its own"""
+    """sync: step the environments one after the other in this process. async: step each in its own process"""
 
     def wrap(self, env: gym.Env) -> gym.Env:
-        """An environment as the algorithm needs it; called on each one that is made. Its Box of actions, if it has one, is a
-        vector already; its observations are flattened afterwards."""
+        """Wrap an environment as the algorithm needs it. This is called for each environment that is made. A Box of actions is
+        already a vector here; observations are flattened afterwards."""
         return env
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         """Raise a UsageError if the algorithm cannot take these spaces, which are those of a wrapped environment.
 
-        By default it takes continuous actions: a Box, which came here flat and with finite bounds.
+        By default it takes continuous actions: a Box, which is already flat and has finite bounds.
         """
         if not isinstance(action_space, gym.spaces.Box):
             raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be a Box")
@@ -122,16 +122,16 @@ class Replay:
     """Which transitions the networks learn from, and how they see observations."""
 
     replay: Literal["uniform", "prioritized", "hindsight"] = "uniform"
-    """uniform: each stored transition is drawn equally often. prioritized: those with large TD errors more often, with the
-    Huber loss, which makes importance weights needless (arXiv:2007.06049). hindsight: four of five are drawn with a goal that
-    their episode reached later, in environments that have goals (arXiv:1707.01495)"""
+    """uniform: all stored transitions are equally likely. prioritized: those with large TD errors are more likely; the loss is
+    Huber, so that no importance weights are needed (arXiv:2007.06049). hindsight, only for environments with goals: four of
+    five transitions get a goal that their episode reached later (arXiv:1707.01495)"""
     normalize_observations: bool = False
     """the networks see observations minus their mean, divided by their standard deviation, and clipped at 10"""
 
 
 @dataclass
 class Evaluating:
-    """Greedy evaluation, on environments of its own."""
+    """Greedy evaluation, on separate environments."""
 
     eval_frequency: CountOrZero = 50_000
     """environment steps between two evaluations (0: only the final one)"""
@@ -144,13 +144,13 @@ class Evaluating:
     evaluate: Path | None = None
     """a run folder: evaluate one of its models instead of training"""
     model: str | None = None
-    """with --evaluate: which model, best, latest, or a file (None: the best, or the latest if there is no best)"""
+    """with --evaluate: the model to use: best, latest, or a file (None: best, or latest if there is no best)"""
     eval_seed: Seed | None = None
-    """with --evaluate: the seed of its first episode, the next one has the next (None: 20000, as in the final evaluation)"""
+    """with --evaluate: seed of the first episode; each further one has the next (None: 20000, as in the final evaluation)"""
     render: bool = False
     """with --evaluate: show the episodes in a window"""
     export: Literal["onnx"] | None = None
-    """with --evaluate: also write the greedy policy of this model as an ONNX file, beside it"""
+    """with --evaluate: also write the greedy policy of this model as an ONNX file, next to it"""
 
 
 @dataclass
@@ -164,8 +164,8 @@ class Checkpoints:
     resume: Path | None = None
     """a run folder: continue that run from its newest undamaged checkpoint, with its saved arguments"""
     episode_replay: Literal["auto", "plain", "rebuild", "cut"] = "auto"
-    """how running episodes come back on --resume. plain: they are played again. rebuild: the same, in an environment that is
-    built anew for each one. cut: they are cut off. auto: this is found out before training"""
+    """how --resume restores running episodes. plain: their actions are played again. rebuild: the same, in an environment that
+    is built again for each episode. cut: they are cut off. auto: a test before training chooses one of these"""
     worker_timeout: Seconds = 60.0
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
@@ -190,21 +190,21 @@ else:
 
 @dataclass
 class Experiment(OtherFlags):
-    """What is run, on what machine, and what is kept of it."""
+    """What is run, on which device, and what is saved."""
 
     exp_name: Name = "run"
     """the name of this experiment"""
     seed: Seed = 1
     """seed of the networks, the exploration, the replay and the training environments"""
     init_from: PathText | None = None
-    """a run folder: start with the networks of its best model (the latest, if there is no best). All the rest starts anew"""
+    """a run folder: start with the networks of its best model (the latest if there is no best). All else starts from scratch"""
     torch_deterministic: bool = True
     """use only deterministic PyTorch kernels, so that the same seed gives the same run"""
     cuda: bool = True
     """train on a CUDA device if there is one"""
     accelerate: Literal["auto", "eager", "compile", "cudagraph"] = "auto"
     """how to run updates and actions. eager: the code as it is written. compile: compiled code. cudagraph: captured CUDA
-    graphs (on CUDA, compile does both). auto: cudagraph on CUDA, and on a CPU compile if the run is long enough"""
+    graphs (on CUDA, compile does both). auto: cudagraph on CUDA; compile on a CPU if the run is long enough, otherwise eager"""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """precision of float32 matrix products: high allows TF32, medium bfloat16, where the hardware has them"""
     num_threads: Threads | None = None
@@ -237,7 +237,7 @@ OPTIONAL_PACKAGES = {  # what a flag needs beyond requirements.txt
 
 
 def script_name(args_class: type) -> str:
-    """The name of the script that these arguments are of, without its ".py"."""
+    """The name of the script that these arguments belong to, without ".py"."""
     return Path(inspect.getfile(args_class)).stem
 
 
@@ -249,10 +249,10 @@ def requirements(hint: Any) -> Iterator[Must]:
 
 
 def as_typed(hint: Any, value: Any) -> Any:
-    """A value of a saved JSON file as the type of a flag has it. What is of no type known here is taken as it is.
+    """A value of a saved JSON file, converted to the type of its flag. A value of a type that is not known here stays as it is.
 
     Raises:
-        TypeError: if it is of another type.
+        TypeError: if it has another type.
     """
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
@@ -308,7 +308,7 @@ def check_args(args: RunArgs) -> None:
     require(args, "render", "left out without --evaluate", lambda render: args.evaluate is not None or not render)
     require(args, "render", "left out with --capture-video", lambda render: not (render and args.capture_video))
     if getattr(args, "replay", None) == "hindsight" and hasattr(args, "n_steps"):
-        require(args, "n_steps", "1 with --replay hindsight: a sum of rewards is of one goal", lambda n: n == 1)
+        require(args, "n_steps", "1 with --replay hindsight: a sum of rewards belongs to one goal", lambda n: n == 1)
     require(args, "target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
     require(args, "upload_model", "left out with --no-save-model", lambda upload: args.save_model or not upload)
     for name, packages in OPTIONAL_PACKAGES.items():
@@ -319,7 +319,7 @@ def check_args(args: RunArgs) -> None:
 
 
 def refuse_removed_flags(args_class: type, argv: list[str]) -> None:
-    """Raise a UsageError that says where a flag is now which the script no longer has."""
+    """Raise a UsageError for a flag that the script no longer has. It says where the flag is now."""
     for word, following in zip(argv, [*argv, ""][1:], strict=True):
         flag, _, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")

@@ -1,7 +1,7 @@
 """Checkpoints: one file each, written completely or not at all, and read without running code.
 
 A checkpoint is `checkpoints/<global_step>.<SHA-256 of the file>.pt`: its name tells whether its content is undamaged.
-The content is a dict of tensors and plain values, and "format", the number of the version of its shape.
+The content is a dict of tensors and plain values. Its "format" is the version number of its layout.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ FORMAT = 2
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: torch's protocol of this name, with tensors and plain values alone."""
+    """What a checkpoint can hold: torch's protocol of the same name, with only tensors and plain values."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -33,11 +33,11 @@ def is_whole(checkpoint: Path) -> bool:
 def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep: int) -> None:
     """Write a checkpoint, then remove older ones so that `keep` remain, and an earlier one of the same step.
 
-    The file is written under another name, flushed to the disk and then renamed: a crash at any moment leaves the old
-    checkpoints undamaged; only this one may be missing.
+    The file is written under another name, flushed to the disk and then renamed. A crash at any moment leaves the old
+    checkpoints undamaged. Only this one may be missing.
 
     Raises:
-        OSError: if it cannot be written; what was written of it is removed.
+        OSError: if it cannot be written; a part that was written is removed.
     """
     make_folder(folder)
     with new_file(folder / f"{global_step:012d}.pt", partial(torch.save, state | {"format": FORMAT})) as unfinished:
@@ -67,7 +67,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     for path in checkpoints:
         try:
             if not is_whole(path):
-                raise ValueError("it is not as it was written")
+                raise ValueError("its content does not match its name")
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             newer = state.get("format", 1) > FORMAT
             if not newer:
@@ -76,22 +76,22 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             say(f"checkpoint {path} is damaged and skipped ({' '.join(str(error).split())[:100]})")
             continue
         if newer:
-            raise UsageError(f"--resume {folder.parent}: its checkpoints are of a newer version: resume it with that")
+            raise UsageError(f"--resume {folder.parent}: its checkpoints are from a newer version: resume it with that version")
         return state
     if checkpoints:
-        raise UsageError(f"--resume {folder.parent}: must hold a whole checkpoint, and all of them are damaged")
+        raise UsageError(f"--resume {folder.parent}: must hold an undamaged checkpoint, but all of them are damaged")
     if any(folder.glob("[0-9]*/state.pt")):
         raise UsageError(
-            f"--resume {folder.parent}: its checkpoints are folders, as an older version wrote them: resume it with that"
+            f"--resume {folder.parent}: its checkpoints are folders, from an older version: resume it with that version"
         )
     return None
 
 
 def from_format_1(state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of version 0.2 would be in this one.
+    """A checkpoint of version 0.2, converted to the format of this one.
 
-    It has NumPy's global generator for the run's own. Where episodes were cut off it left to be seen from the observations:
-    the next row starts elsewhere.
+    Its NumPy global generator becomes the run's own. It does not store where episodes were cut off. The observations show it:
+    the next row starts with another observation.
     """
     parts = {name: state[name] for name in ("run", "agent", "environments", "replay_buffer")}
     name, key, pos, has_gauss, gauss = state["generators"]["numpy"]

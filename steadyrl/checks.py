@@ -1,4 +1,4 @@
-"""What is found out before a run creates anything: whether its flags, its environment and this machine fit."""
+"""The checks before a run creates anything: whether its flags, its environment and this machine fit together."""
 
 import contextlib
 import difflib
@@ -22,9 +22,9 @@ from steadyrl.spaces import Spaces, changes
 RENDERING_HINT = "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
 KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # it differs too seldom to be found out by a few short episodes
 REPLAYS = {
-    "rebuild": "carries state from one episode to the next, so it is built anew for each one: a replay then brings it back",
-    "cut": "warning: a replayed episode is not the same one (it ignores its seed, keeps state over resets, or draws from "
-    "elsewhere), so two runs with one seed may differ, and --resume cuts off the running episode",
+    "rebuild": "carries state from one episode to the next, so each episode gets a new instance, and --resume can replay it",
+    "cut": "warning: a replayed episode is not the same as before (it ignores its seed, keeps state over resets, or has "
+    "another source of random numbers), so two runs with the same seed may differ, and --resume cuts off the running episode",
 }
 
 
@@ -39,9 +39,9 @@ def check(args: RunArgs) -> Findings:
     """Refuse what cannot be run, before anything is created: check the flags, then try the environment.
 
     Raises:
-        UsageError: if a flag is wrong, or if the environment does not exist, raises an error, has spaces that the algorithm
-            cannot take, cannot be filmed, does not work in a worker, disturbs others of its kind where there would be some,
-            or needs a replay buffer that does not fit into memory.
+        UsageError: if a flag is wrong, or if the environment does not exist or raises an error. Also if it has spaces that the
+            algorithm cannot take, cannot be filmed, or does not work in a worker. Also if it disturbs other instances of it
+            that the run would make, or needs a replay buffer that does not fit into memory.
     """
     check_args(args)
     with coming_back():
@@ -79,7 +79,7 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
     if args.capture_video:
         check_rendering(env)
     if args.render and sys.platform == "linux" and not has_display():
-        raise UsageError("--render: needs a display, and there is neither DISPLAY nor WAYLAND_DISPLAY; --capture-video films")
+        raise UsageError("--render: needs a display, but DISPLAY and WAYLAND_DISPLAY are not set; --capture-video needs none")
     for change in changes(env.given_spaces, (obs_space, action_space)):
         say(f"{args.env_id}: {change}")
 
@@ -102,7 +102,7 @@ def check_goals(args: RunArgs) -> Goals:
 
 
 def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
-    """Play a few short episodes to find out what a run must know of its environment. One line says what is unusual.
+    """Play a few short episodes to find out what a run must know about its environment. Messages say what is unusual.
 
     Args:
         what: the environment as the user named it.
@@ -119,15 +119,15 @@ def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
     company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"), plays)
     if company.alone and (args.num_envs > 1 or args.eval_frequency > 0):
         raise UsageError(
-            f"{what}: there can be only one of it at a time, since a second one failed ({company.alone}): train it with "
+            f"{what}: there can be only one instance at a time, since a second one failed ({company.alone}): train it with "
             "--num-envs 1 --eval-frequency 0, which evaluates it after training"
         )
     if company.disturbed and args.vectorization == "sync":
         if args.num_envs > 1:
             raise UsageError(
-                f"{what} --num-envs {args.num_envs}: several of it in one process disturb each other, use --vectorization async"
+                f"{what} --num-envs {args.num_envs}: instances in one process disturb each other, use --vectorization async"
             )
-        say(f"{args.env_id}: two of it in one process disturb each other, so evaluations have a process of their own")
+        say(f"{args.env_id}: two instances in one process disturb each other, so evaluations have a process of their own")
     say_when_episodes_end(args, company.ended)
     if args.vectorization == "async":
         with contextlib.closing(WorkerEnv(partial(make_replayable_env, args), spaces, args.worker_timeout)) as env:
@@ -137,7 +137,7 @@ def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
 
 
 def say_when_episodes_end(args: RunArgs, ended: bool) -> None:
-    """Say it if episodes may never end, or if they end before --max-episode-steps.
+    """Print a message if episodes may never end, or if they end before --max-episode-steps.
 
     Args:
         ended: whether an episode was seen that ended.
@@ -159,14 +159,14 @@ def say_when_episodes_end(args: RunArgs, ended: bool) -> None:
 
 
 def without_nonsense(env_id: str, error: gym.error.Error) -> str:
-    """What Gymnasium says; of an id that it does not know, with another suggestion: only a name that is close to it."""
+    """Gymnasium's message. For an unknown id, it suggests another name only if that name is similar."""
     if isinstance(error, gym.error.DeprecatedEnv) or not isinstance(error, gym.error.UnregisteredEnv):
         return str(error)
     ids = {known.lower(): known for known in gym.registry}
     close = difflib.get_close_matches(env_id.rpartition(":")[2].lower(), ids, n=1, cutoff=0.8)
     hint = f" Did you mean {ids[close[0]]}?" if close and not isinstance(error, gym.error.VersionNotFound) else ""
     what = str(error).partition(" Did you mean")[0]
-    return f"{what}{hint} (--env-id module:EnvId imports first the module that registers your own)"
+    return f"{what}{hint} (--env-id module:EnvId first imports the module that registers your own)"
 
 
 def check_rendering(env: gym.Env) -> None:

@@ -1,4 +1,4 @@
-"""From the command line to a run: train, resume or evaluate; what goes wrong is one line."""
+"""From the command line to a run: train, resume or evaluate; an expected error is one line."""
 
 import contextlib
 import dataclasses
@@ -95,7 +95,7 @@ def show_once(showwarning: Callable) -> Callable:
 
 @dataclasses.dataclass
 class Script:
-    """What a script is made of. To call it is its command line; `load_agent` makes the agent of a saved run with it.
+    """The parts of a script. Calling it runs the command line; `load_agent` makes the agent of a saved run with it.
 
     Args:
         args_class: its flags, a dataclass that joins groups of them.

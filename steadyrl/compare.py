@@ -1,4 +1,4 @@
-"""Compare runs over seeds and tasks, as Agarwal et al. (2021) ask for.
+"""Compare runs over seeds and tasks, as Agarwal et al. (2021) recommend.
 
     python -m steadyrl.compare "runs/Hopper-v4__*" -o comparison                    # grouped by experiment and settings
     python -m steadyrl.compare plain="runs/*plain*" strong="runs/*strong*" --baseline plain -o comparison
@@ -8,9 +8,9 @@ stable-baselines3, and writes comparison.png, comparison.pdf and comparison.md.
 
 - Score of a run: the mean of its last five evaluations, never its best one. With `--metric success`, of their success rates.
 - Interquartile mean (IQM): the mean without the lowest and the highest quarter of the scores, rounded down.
-- Interval: the 95% percentile interval of the bootstrap that draws runs again within each task.
+- Interval: the 95% percentile interval of the stratified bootstrap, which resamples runs within each task.
 - Performance profile: the share of runs whose score is above x.
-- Probability of improvement: P(X > Y) for a run of each on the same task, averaged over tasks.
+- Probability of improvement: P(X > Y) for a run of each group on the same task, averaged over tasks.
 - Sample efficiency: the learning curve of the normalised score over all tasks.
 
 Paper: "Deep reinforcement learning at the edge of the statistical precipice", arXiv:2108.13264.
@@ -71,10 +71,10 @@ COVERAGE = "with 3, 5 and 10 seeds of one task they hold the true value in 75, 8
 READING = f"""\
 - A score is the mean of a run's last {LAST} evaluations. The interquartile mean of fewer than four runs is their mean.
 - Few seeds prove little. Intervals are called 95%, but {COVERAGE}, of five tasks in 87, 91 and 93% (simulated, normal scores).
-- With 3 seeds of one task they are just the lowest to the highest run. A single run has none.
-- Where two groups do not differ at all, the 3 runs of the one all beat the 3 of the other in 1 of 20 cases.
-- Training returns have exploration in them: they do not compare with greedy evaluations.
-- Where tasks are pooled, those with more runs weigh more.
+- With 3 seeds of one task, an interval is just from the lowest to the highest run. A single run has none.
+- Where two groups do not differ at all, all 3 runs of the first beat all 3 of the second in 1 of 20 cases.
+- Training returns include exploration: do not compare them with greedy evaluations.
+- Where tasks are pooled, those with more runs have more weight.
 """
 
 
@@ -89,17 +89,17 @@ class Args:
     overwrite: bool = False
     """replace these files if they exist, instead of stopping"""
     metric: Literal["return", "success"] = "return"
-    """what a score is made of: returns, or the share of episodes that succeeded, where the environment tells it"""
+    """what a score measures: returns, or the share of successful episodes, if the environment reports success"""
     aggregate: Literal["iqm", "mean"] = "iqm"
     """the interquartile mean over runs, or the mean"""
     baseline: str | None = None
-    """the group that the others may improve on (the first if None)"""
+    """the group that the others are compared with (None: the first)"""
     range: dict[str, tuple[float, float]] = field(default_factory=dict)
     """returns that count as 0 and as 1 when tasks are pooled, as in: --range Hopper-v5 20 3200"""
     task: str | None = None
-    """the environment of folders that do not name theirs"""
+    """the environment of runs whose folders do not name it"""
     newest: bool = False
-    """of runs with the same group, task and seed take the newest, instead of stopping"""
+    """if several runs have the same group, task and seed, take the newest instead of stopping"""
 
 
 class Run(NamedTuple):
@@ -160,8 +160,8 @@ def bin_returns(steps: np.ndarray, returns: np.ndarray) -> tuple[np.ndarray, np.
 def read_events(folder: Path, notes: list[str]) -> tuple[dict[str, str], bool, np.ndarray]:
     """The settings, whether the returns are those of training, and (E, 2) steps and returns of a TensorBoard folder.
 
-    Where a run was started again, a later file begins at an earlier step. What the earlier files have from there on was given
-    up, and is left out.
+    If a run was started again, a later file begins at an earlier step. Points of the earlier files from that step on are left
+    out.
 
     Raises:
         ValueError: if it holds no returns.
@@ -185,7 +185,7 @@ def read_events(folder: Path, notes: list[str]) -> tuple[dict[str, str], bool, n
                 kept = [point for point in points[value.tag] if value.tag in begun or point[0] < event.step]
                 if len(kept) < len(points[value.tag]):
                     given_up = len(points[value.tag]) - len(kept)
-                    notes.append(f"{folder}: was started again at step {event.step:,}; {given_up} later returns were given up.")
+                    notes.append(f"{folder}: was started again at step {event.step:,}; {given_up} later returns are left out.")
                 begun.add(value.tag)
                 points[value.tag] = [*kept, (event.step, float(make_ndarray(value.tensor)))]
     tag = next((tag for tag in TAGS if points[tag]), None)
@@ -201,7 +201,7 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
         folder: the run folder
         group: the name that the user gave to its group
         task: its environment, if the folder does not say it
-        notes: what is to be said about it is added
+        notes: a list, to which remarks about the run are added
         metric: return, or success, which only evaluations.csv has
 
     Raises:
@@ -226,13 +226,13 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
             settings = settings or summary
         steps, returns = points[np.argsort(points[:, 0], kind="stable")].T
         if not np.isfinite([steps, returns]).all() or not (steps[0] >= 0 and steps[-1] < 2**53):
-            raise ValueError("a step or a return is not a usual number")
+            raise ValueError("a step or a return is not a valid number")
         if training:
             steps, returns = bin_returns(steps, returns)
     except KeyError as error:
         raise UsageError(f"{folder}: its evaluations.csv has no column {error}") from error
     except Exception as error:  # of damaged CSV, JSON or protocol buffers: many types
-        raise UsageError(f"{folder}: damaged, or no run folder: {error}") from error
+        raise UsageError(f"{folder}: damaged, or not a run folder: {error}") from error
 
     path = folder.resolve()
     parts = path.name.split("__")
@@ -247,13 +247,13 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
 
 
 def name_groups(runs: Sequence[Run], notes: list[str], newest: bool = False) -> list[Run]:
-    """The runs with their groups: what the user called them or else the experiment and the flags that differ within a task.
+    """The runs with their groups' names: the user's, otherwise the experiment and the flags that differ within a task.
 
     Args:
-        newest: of several runs of a group with one task and one seed take the newest.
+        newest: if several runs of a group have the same task and seed, take the newest.
 
     Raises:
-        UsageError: if there are several, and the newest is not to be taken.
+        UsageError: if there are several, and `newest` is false.
     """
     recorded: dict[tuple[str, str, bool], list[dict[str, str]]] = defaultdict(list)
     differing: dict[tuple[str, bool], set[str]] = defaultdict(set)
@@ -264,7 +264,7 @@ def name_groups(runs: Sequence[Run], notes: list[str], newest: bool = False) -> 
         differing[name, training] |= {flag for flag in flags if len({one[flag] for one in settings if flag in one}) > 1}
         if missing := sorted(flag for flag in flags if any(flag not in one for one in settings)):
             some = textwrap.shorten(", ".join(missing), 60, placeholder=" and others")
-            notes.append(f"{task}: not every run of {name} records {some}: taken to be the same in all of them.")
+            notes.append(f"{task}: some runs of {name} do not record {some}: assumed to be the same in all of them.")
 
     named: dict[tuple[str, str, str], Run] = {}
     for run in runs:
@@ -277,8 +277,8 @@ def name_groups(runs: Sequence[Run], notes: list[str], newest: bool = False) -> 
         other = named.get(key, run)
         if other.folder != run.folder:
             if not newest:
-                ways = "leave one out, name two groups, or take the --newest"
-                raise UsageError(f"{run.folder} and {other.folder}: one group, task and seed; {ways}")
+                ways = "leave one out, name two groups, or use --newest"
+                raise UsageError(f"{run.folder} and {other.folder}: the same group, task and seed; {ways}")
             older, run = sorted((other, run), key=lambda run: run.folder.stat().st_mtime)
             notes.append(f"{older.folder} is left out: {run.folder} is newer.")
         named[key] = run._replace(group=group)
@@ -302,7 +302,7 @@ def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
     start = max(run.steps[0] for run in runs)
     grid = steps[(steps >= start - tolerance) & (steps <= end + tolerance)]
     if not grid.size:
-        raise UsageError(f"{shortest.folder}: ends at {end:,.0f} steps, before the evaluations of other runs of {task}")
+        raise UsageError(f"{shortest.folder}: ends at {end:,.0f} steps, before the first evaluation of another run of {task}")
     curves, scores, scored, stopped = defaultdict(list), defaultdict(list), [], 0  # scored: the steps of a score's evaluations
     for run in runs:
         curve, after = np.interp(grid, run.steps, run.returns), grid > run.steps[-1] + tolerance
@@ -313,7 +313,7 @@ def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
         scores[run.group].append(score)
         stopped += after.any()
     if unfinished := [run for run in runs if not run.finished]:
-        notes.append(f"{task}: {len(unfinished)} of the runs are not finished, as {unfinished[0].folder}.")
+        notes.append(f"{task}: {len(unfinished)} of the runs are not finished, for example {unfinished[0].folder}.")
     if stopped:
         notes.append(f"{task}: {stopped} of the runs stopped early at their target; their curves stay at their scores.")
     if max(run.steps[-1] for run in runs) > end + tolerance:
@@ -369,7 +369,7 @@ def probability_of_improvement(*tasks: np.ndarray, axis: int) -> np.ndarray:
 
 
 def estimate(tasks: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> np.ndarray:
-    """A statistic with its 95% stratified bootstrap interval, (3, ...): value, low, high; the latter NaN for single runs.
+    """A statistic with its 95% stratified bootstrap interval, (3, ...): value, low, high; the last two are NaN for single runs.
 
     Args:
         tasks: of each task (runs, ...); runs are drawn whole, each task's from its own

@@ -16,7 +16,7 @@ from steadyrl.output import say
 
 
 def set_up_device(args: RunArgs) -> torch.device:
-    """Set the process up as the flags say. Returns the device, and says so if there is no CUDA device."""
+    """Set the process up as the flags say. Returns the device. Prints a message if there is no CUDA device."""
     torch.set_num_threads(args.num_threads or min(2, torch.get_num_threads()))
     torch.set_float32_matmul_precision(args.matmul_precision)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
@@ -30,7 +30,7 @@ def set_up_device(args: RunArgs) -> torch.device:
 
 
 def set_up_cache() -> None:
-    """Where PyTorch's folder for compiled code cannot be written, give it another one: parts of PyTorch make it on import."""
+    """If PyTorch's folder for compiled code cannot be written, use another one. Parts of PyTorch make it on import."""
     try:
         user = re.sub(r"[\\/:*?\"<>|]", "_", getpass.getuser())
         place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
@@ -43,19 +43,19 @@ def set_up_cache() -> None:
 
 
 class Defaults:
-    """What holds for the whole process, as it is when this is made. An environment may change it; `hold` sets it again."""
+    """Settings of the whole process, as they are when this is made. An environment may change them; `hold` restores them."""
 
     def __init__(self) -> None:
         self.values = self.read()
 
     @staticmethod
     def read() -> tuple[Any, ...]:
-        """As it is now: in a microsecond, so that every step can look."""
+        """The current settings. Reading them takes a microsecond, so every step can do it."""
         precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
         return torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), *precision, np.geterr()
 
     def hold(self) -> None:
-        """Set what is not as it was."""
+        """Restore the settings that have changed."""
         if self.read() != self.values:
             threads, dtype, gradients, precision, deterministic, numpy_errors = self.values
             torch.set_num_threads(threads)

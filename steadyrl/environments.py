@@ -46,7 +46,7 @@ def make_env(
     Args:
         index: its place among the training environments.
         render_mode: as for gymnasium.make; a video folder needs none.
-        rebuild: build it anew for each episode.
+        rebuild: build it again for each episode.
         finite: refuse observations and rewards that are not finite, as training does.
     """
     env = make_replayable_env(args, index, render_mode or ("rgb_array" if video_folder else None), rebuild, finite)
@@ -134,13 +134,13 @@ def check_finite(global_step: int, **fields: np.ndarray) -> None:
 
 
 class WorkerEnvs(AsyncVectorEnv):
-    """Asynchronous environments whose every exchange with a worker process has a time limit, and that leave no process behind.
+    """Asynchronous environments. Each exchange with a worker process has a time limit. They leave no process behind.
 
     Args:
         env_fns: make the environments.
         timeout: seconds that a worker may take to answer, while this process runs.
-        signals: a stop that they ask for ends the waiting.
-        spaces: of each environment. If they are given, none is made in this process to ask it.
+        signals: a signal to stop ends the waiting.
+        spaces: of each environment. If they are given, this process makes no environment to get them.
 
     Raises:
         EnvError: from the constructor, `reset`, `step` and `call`: what a worker's environment raised; or which worker ended
@@ -186,7 +186,7 @@ class WorkerEnvs(AsyncVectorEnv):
                 raise EnvError(f"environment {index} has other spaces, {spaces}, than the first one, {wanted}")
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
-        """Raise what a worker's environment raised. Gymnasium's own waits for ever for a worker that ended before it said."""
+        """Raise a worker's error. Gymnasium's own method waits for ever if a worker ended before it reported its error."""
         failed = [index for index, success in enumerate(successes) if not success]
         if failed:
             try:
@@ -198,7 +198,7 @@ class WorkerEnvs(AsyncVectorEnv):
     def _poll_pipe_envs(self, timeout: float | None = None) -> bool:
         """Wait for an answer, or the end, of each worker. Gymnasium calls it before it reads the answers of any command.
 
-        Time counts in slices of waiting: those in which this process was stopped, or the machine slept, are no silence.
+        Time counts in slices of waiting. Time in which this process was stopped, or the machine slept, does not count.
         """
         waited = 0.0
         for pipe in self.parent_pipes:
@@ -210,7 +210,7 @@ class WorkerEnvs(AsyncVectorEnv):
 
     @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
-        """Around an exchange with the workers: what goes wrong is an EnvError."""
+        """Around an exchange with the workers: if it fails, an EnvError says why."""
         try:
             yield
         except EnvError:  # a worker raised it and ends
@@ -229,7 +229,7 @@ class WorkerEnvs(AsyncVectorEnv):
             raise EnvError(f"asynchronous environments: {', '.join(what)}") from error
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        """Ask the workers to close their environments. Who does not in time is killed, with its children."""
+        """Ask the workers to close their environments. A worker that does not end in time is killed, with its children."""
         children = [child for process in self.processes for child in descendants(process.pid)]
         for pipe in self.parent_pipes:
             with contextlib.suppress(OSError, AttributeError):  # Gymnasium has None for the pipe of one that failed
@@ -257,21 +257,21 @@ def descendants(pid: int | None) -> list[psutil.Process]:
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
-    """Kill those that are still there. (psutil knows a process from a later one with its number.)"""
+    """Kill those that are still there. (psutil can tell a process from a later one with the same number.)"""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 class SpacesOf(gym.Env):
-    """Stands for an environment of which nothing but its spaces is asked."""
+    """A placeholder for an environment if only its spaces are needed."""
 
     def __init__(self, spaces: Spaces):
         self.observation_space, self.action_space = spaces
 
 
 class FailedEnv(gym.Env):
-    """Stands for an environment that could not be made in a worker: it says so at the first question."""
+    """A placeholder for an environment that could not be made in a worker. The first request to it raises the error."""
 
     observation_space = action_space = gym.spaces.Discrete(1)
 
@@ -286,7 +286,7 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
     """Make an environment. In a worker process, also ignore signals meant for the main process, and exit when that ends.
 
     Args:
-        spaces: what the main process, which asks for nothing else, gets instead of an environment.
+        spaces: if given, the main process gets these instead of an environment. It needs nothing else.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -343,14 +343,14 @@ class WorkerEnv(gym.Env):
 def make_envs(args: RunArgs, run_name: str, replay: str | None = None, signals: Signals | None = None) -> TrainingEnvs:
     """The training environments: `num_envs` of them, stepped together, with episode statistics in `infos`.
 
-    An environment whose episode ends is reset within the same step: `obs` is then the first observation of the next
-    episode and `infos["final_obs"]` holds the last one of the ended episode. (Gymnasium's default, a reset at the
+    An environment whose episode ends is reset within the same step. `obs` is then the first observation of the next
+    episode, and `infos["final_obs"]` holds the last one of the ended episode. (Gymnasium's default, a reset at the
     next step, would put a transition that never happened into the replay buffer after each episode.)
 
     Args:
         run_name: the folder of its videos, in <output>/videos or absolute.
         replay: how running episodes come back, as `checks.check` found it (None: as --episode-replay says).
-        signals: a stop that they ask for ends the waiting for a worker.
+        signals: a signal to stop ends the waiting for a worker.
 
     Raises:
         EnvError: if a worker fails.

@@ -1,8 +1,8 @@
-"""The border to an environment: what goes over it is copied and checked, and running episodes come back after a resume.
+"""The border to an environment. Values that cross it are copied and checked. A resume restores running episodes.
 
-Simulators can neither be pickled nor copied whole, but most are deterministic: the state of the generator before a reset and
+Simulators cannot be pickled or completely copied, but most are deterministic. The state of the generator before a reset and
 the actions since then lead to the same state, bit for bit. `find_replay` finds out whether an environment is one of them, and
-`find_company` whether two of them in one process leave each other alone.
+`find_company` whether two of them in one process disturb each other.
 """
 
 import copy
@@ -28,7 +28,7 @@ PROBE_STEPS = 50  # of each of the episodes that are played to find something ou
 
 
 def env_error(error: BaseException) -> BaseException:
-    """What an environment raised, as an EnvError. What the algorithm refuses and a person's Ctrl-C stay what they are."""
+    """What an environment raised, as an EnvError. A UsageError of the algorithm and a user's Ctrl-C stay as they are."""
     ours = EnvError | UsageError | Interrupt
     return error if isinstance(error, ours) else EnvError(in_one_line(error))
 
@@ -43,7 +43,7 @@ def crossing() -> Iterator[None]:
 
 
 def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
-    """The state of an environment's generator; None if it has none that is known here."""
+    """The state of an environment's generator; None if its type is not known here."""
     generator = env.unwrapped.np_random
     if isinstance(generator, np.random.RandomState):  # dm_control's
         return generator.get_state(legacy=False)
@@ -51,7 +51,7 @@ def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
 
 
 def set_generator_state(env: gym.Env, state: dict[str, Any] | None) -> None:
-    """Bring an environment's generator to what `generator_state` gave; it may have made one of another kind since."""
+    """Restore a state from `generator_state`. The environment may have made a generator of another type since."""
     if state is None:
         return
     generator: Any = env.unwrapped.np_random
@@ -73,9 +73,9 @@ class ReplayableEnv(gym.Wrapper):
     episode started from in its info, as "start".
 
     Args:
-        build: makes the environment, and tells the spaces it had before they were made to fit.
+        build: makes the environment, and returns the spaces that it had before they were converted.
         index: its place among the training environments.
-        rebuild: build the environment anew for each episode, because it carries state from one to the next.
+        rebuild: build the environment again for each episode, because it carries state from one to the next.
         finite: refuse observations and rewards that are not finite.
 
     Raises:
@@ -129,23 +129,23 @@ class ReplayableEnv(gym.Wrapper):
         )
 
     def checked(self, values: Callable[[], Any]) -> Any:
-        """Values that came in, or an EnvError that names the step, the field, what it was and what it must be."""
+        """Values from the environment, or an EnvError with the step, the field, its value and what it must be."""
         try:
             return values()
         except Exception as error:
             raise self.misfit(error) from error
 
     def misfit(self, error: BaseException) -> BaseException:
-        """The EnvError for what came over the border in a step or a reset."""
+        """The EnvError for an error in a step or a reset."""
         if isinstance(error, Misfit):
             return EnvError(f"step {self.steps}: {error.field} of environment {self.index} {error.what}")
         return env_error(error)
 
     def compute(self, name: str, achieved: np.ndarray, desired: np.ndarray, each: bool) -> np.ndarray:
-        """What a method of an environment with goals says of (N, ...) achieved and desired goals, as float32.
+        """What a method of an environment with goals returns for (N, ...) achieved and desired goals, as float32.
 
         Args:
-            each: call it for each goal alone.
+            each: call it once for each goal.
         """
         with crossing():
             method = self.env.get_wrapper_attr(name)
@@ -159,7 +159,7 @@ class ReplayableEnv(gym.Wrapper):
             return self.env.render()
 
     def close(self) -> None:
-        """Close the environment. It is not needed any more: if that fails, a warning says so."""
+        """Close the environment. If that fails, a warning is enough: the environment is not needed any more."""
         try:
             with crossing():
                 self.env.close()
@@ -191,13 +191,13 @@ class TrainingEnvs(gym.vector.VectorWrapper):
     """The training environments: their state can be saved, running episodes included.
 
     Args:
-        replayable: whether their episodes come back.
+        replayable: whether their running episodes can be restored.
 
     Attributes:
         observations: the (N, O) observations to act on next.
-        cut_off: (N,) bool: after a resume, whose running episode did not come back, and has ended.
+        cut_off: (N,) bool: after a resume, the environments whose running episode was not restored, and has ended.
         before_close: called before the environments are closed, which may fail.
-        hold: called after each step; it sets again what an environment in this process may have changed.
+        hold: called after each step; it restores what an environment in this process may have changed.
     """
 
     env: RecordEpisodeStatistics
@@ -273,8 +273,8 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Play the running episodes again. An environment that does not come back, to the last bit of each observation and
-        reward, starts a new episode, and a line says so."""
+        """Play the running episodes again. If the observations and rewards of an environment are not the
+        same bit for bit, it starts a new episode, and a message says so."""
         self.env.reset()
         self.episodes = [episode | {"actions": list(episode["actions"].numpy())} for episode in state["episodes"]]
         self.observations = state["observations"].numpy().copy()
@@ -290,22 +290,22 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             self.observations[cut_off] = fresh_observations[cut_off]
             self.start_episodes(np.flatnonzero(cut_off), infos)
             for index in np.flatnonzero(cut_off):
-                say(f"environment {index} did not come back as it was: its episode is cut off here and a new one starts")
+                say(f"environment {index} did not come back to the same state: its episode is cut off and a new one starts")
         self.action_space.np_random.bit_generator.state = self.sampler = state["action_space"]
 
 
 def find_replay(make: Callable[[bool], ReplayableEnv]) -> str:
-    """How the running episode of an environment comes back on a fresh instance, after others were played on the first.
+    """How to restore the running episode of an environment on a fresh instance, after others were played on the first.
 
     Some short episodes are played, with random actions. A fresh instance plays one of them again, then the next, then the
-    first: all observations and rewards must be the same, to the bit. Nothing is drawn from the random streams of training.
+    first: all observations and rewards must be the same, bit for bit. Nothing is drawn from the random streams of training.
     There is one instance at a time.
 
     Args:
         make: makes a new instance, with its `rebuild` as the argument.
 
     Returns:
-        plain: by a replay; rebuild: by a replay, if the environment is built anew for each episode; cut: not at all.
+        plain: by a replay; rebuild: by a replay, if the environment is built again for each episode; cut: not at all.
 
     Raises:
         EnvError: if the environment raises an error.
@@ -342,7 +342,7 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
     An episode is played twice on one instance. The second time another one is made, plays in turns with it, and is closed.
 
     Args:
-        plays: without it, nothing is played: it is only found out whether there can be a second one.
+        plays: if false, nothing is played. The only test is then whether there can be a second one.
     """
     with closing(make()) as env:
         actions = random_actions(env, 0) if plays else []
@@ -373,7 +373,7 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
 
 
 def random_actions(env: gym.Env, seed: int) -> list[Any]:
-    """Actions of an episode that is played to find something out."""
+    """Random actions for a short test episode."""
     space = copy.deepcopy(env.action_space)
     space.seed(seed)
     return [space.sample() for _ in range(PROBE_STEPS)]

@@ -1,10 +1,10 @@
-"""The ways in which a run can end before its time."""
+"""The ways in which a run can end early."""
 
 import traceback
 
 
 class UsageError(Exception):
-    """The user can put this right (a flag, a file, a missing package): one line on stderr, exit status 2."""
+    """The user can correct this (a flag, a file, a missing package): one line on stderr, exit status 2."""
 
 
 class TrainingError(Exception):
@@ -13,7 +13,7 @@ class TrainingError(Exception):
 
 class EnvError(TrainingError):
     """An environment raised an error, or the process of an asynchronous one died or does not answer. The rest of the run
-    is whole: it can be saved."""
+    is intact and can be saved."""
 
 
 class UploadError(Exception):

@@ -29,8 +29,8 @@ FINAL_EVALUATION_SEED = 20_000  # fresh starts for the reported result: the best
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` found: an entry per episode of returns and lengths, and one q_bias over all of them; and where the
-    environment tells the success of an episode, that too."""
+    """The result of `evaluate`: returns and lengths with an entry per episode, and one q_bias over all of them. If the
+    environment reports the success of its episodes, that too."""
 
     returns: np.ndarray
     lengths: np.ndarray
@@ -38,7 +38,7 @@ class Evaluation(NamedTuple):
     successes: np.ndarray | None = None
 
     def summary(self) -> dict[str, float]:
-        """What a row of evaluations.csv says of it."""
+        """The values for a row of evaluations.csv."""
         returns = {name: float(getattr(self.returns, name)()) for name in ("mean", "std", "min", "max")}
         success = {} if self.successes is None else {"success": float(self.successes.mean())}
         return returns | {"length": float(self.lengths.mean()), "q_bias": self.q_bias} | success
@@ -58,19 +58,19 @@ def evaluate(
     """Play greedy episodes on a new environment; the i-th starts from seed `seed + i`.
 
     Nothing here draws from the random streams of training. `q_bias` is the mean, over all states visited, of the
-    critic's value of acting greedily minus the discounted return that followed: above zero the critic overestimates. An
-    episode cut off by a time limit would have gone on, so there the return is completed with the critic's own value
-    of the last observation; close to such an end the two share their error, and q_bias shows less of it.
+    critic's value of acting greedily minus the discounted return that followed. Above zero, the critic overestimates. If a
+    time limit cut an episode off, its return is completed with the critic's own value of the last observation. Close to such
+    an end the return contains the critic's error, so q_bias shows less of it.
 
-    A critic may count more than a greedy episode shows (its policy's noise, a bonus on top of the rewards). What the agent's
-    `state_value` has beyond its `value` is added to each return that follows: q_bias is zero for a critic that is right.
+    A critic's value may include more than the rewards of a greedy episode (its policy's noise, a bonus). So the difference
+    between the agent's `state_value` and its `value` is added to each return that follows. q_bias is zero for a correct critic.
 
     Returns:
         undiscounted returns (episodes,), lengths in steps (episodes,), q_bias and, maybe, successes (episodes,).
 
     Args:
-        signals: held while the environment plays, whatever handlers it installs.
-        in_worker: have the environment in a process of its own.
+        signals: their handlers stay installed while the environment plays, even if it installs others.
+        in_worker: run the environment in its own process.
         render_mode: of the environment, as for gymnasium.make; a video folder needs none.
 
     Raises:
@@ -126,15 +126,15 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
 def final_evaluation(
     agent: Agent, args: RunArgs, folder: Path, global_step: int | None = None, signals: Signals | None = None
 ) -> Evaluation:
-    """Evaluate the run's best model (its latest if none was kept, or the one that --model names) on fresh starts, print the
-    result and write it to the folder.
+    """Evaluate the run's best model on fresh starts, print the result and write it to the folder. The model is the latest if
+    no best one was kept, or the one that --model names.
 
     Args:
         global_step: the run's last step, if this ends a training. The result is then evaluation.json; an older one is renamed.
 
     Raises:
         Stopped: if a signal asked for a stop; nothing is written then.
-        TrainingError: if the result cannot be written; it is printed all the same.
+        TrainingError: if the result cannot be written; the message contains it.
     """
     model = choose_model(folder, args.model)
     if model:
@@ -188,7 +188,7 @@ def final_evaluation(
 
 
 def step_of_model(folder: Path, model: Path | None, global_step: int | None) -> int | None:
-    """The step of training that a model of a run is of, as far as the folder tells."""
+    """The training step of a model in a run folder, as far as the folder shows it."""
     evaluations = read_evaluations(folder)
     if model is not None and model.name == "best_model.pt":
         return max(evaluations, key=lambda row: (row[1], row[0]))[0] if evaluations else None
@@ -199,7 +199,7 @@ def step_of_model(folder: Path, model: Path | None, global_step: int | None) -> 
 
 
 def keep_result(place: Path) -> None:
-    """Rename an earlier result, of a training that was then made longer: its step goes into its name."""
+    """Rename an earlier result of a training that was then extended: its new name contains its step."""
     if place.exists():
         step = re.search(r'"global_step": (\d+)', place.read_text(errors="replace"))
         place.replace(take_name(place.with_stem(f"evaluation-{step[1] if step else 0}")))

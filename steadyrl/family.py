@@ -1,4 +1,4 @@
-"""The scripts: where they are, and the flags that they once had. The only room that knows one of them by its name."""
+"""The scripts: where they are, and which flags were removed from them. Only this module knows a script by its name."""
 
 import importlib.util
 import sys
@@ -57,7 +57,7 @@ def find_script(script: Path) -> Path:
 
 
 def import_script(path: Path) -> ModuleType:
-    """A script as a module, under its own name. As where it is run, it can import what is beside it."""
+    """A script as a module, under its own name. As when it is run, it can import modules from its folder."""
     loaded = sys.modules.get(path.stem)
     if loaded is not None and loaded.__file__ and Path(loaded.__file__).resolve() == path:
         return loaded
@@ -65,7 +65,7 @@ def import_script(path: Path) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

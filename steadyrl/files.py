@@ -36,7 +36,7 @@ class Writer(io.FileIO):
 
 @contextlib.contextmanager
 def new_file(path: Path, write: Callable[[BinaryIO], Any]) -> Iterator[Path]:
-    """Let `write` fill a new file beside `path` and flush it to the disk. Inside, it can be renamed; what is left is removed.
+    """Let `write` fill a new file next to `path` and flush it to the disk. Inside, it can be renamed; otherwise it is removed.
 
     Raises:
         OSError: if it cannot be written.
@@ -70,7 +70,7 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def take_name(path: Path) -> Path:
-    """Make an empty file under a name that nothing has: this one or <stem>-2, <stem>-3 and so on. Nobody else gets it too."""
+    """Make an empty file under an unused name: this one or <stem>-2, <stem>-3 and so on. No other process gets it too."""
     for number in itertools.count(1):
         with contextlib.suppress(FileExistsError):
             place = path.with_stem(f"{path.stem}-{number}") if number > 1 else path
@@ -105,7 +105,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Replace a file by a table of these rows, under all the names that they have."""
+    """Replace a file by a table of these rows, with a column for each of their names."""
     text = io.StringIO()
     table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
     table.writeheader()
@@ -144,7 +144,7 @@ def make_folder(folder: Path) -> None:
 
 
 def shown(path: Path) -> Path:
-    """A path as the user would give it: from the working directory, if it is there."""
+    """A path as the user would give it: relative to the working directory, if it is inside it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 

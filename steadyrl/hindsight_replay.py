@@ -1,4 +1,4 @@
-"""Hindsight experience replay: a transition is also learned from with a goal that its episode reached later.
+"""Hindsight experience replay: transitions also get goals that their episodes reached later.
 
 Andrychowicz et al., 2017, "Hindsight Experience Replay", arXiv:1707.01495.
 """
@@ -19,7 +19,7 @@ RUNNING = -1
 
 
 class Goals:
-    """An environment's goals: where they are in its flat observations, and what its own methods say of them.
+    """An environment's goals: where they are in its flat observations, and what its own methods return for them.
 
     Args:
         space: of its observations, before they were flattened.
@@ -27,10 +27,10 @@ class Goals:
 
     Attributes:
         one_by_one: the methods that do not take (N, ...) goals.
-        terminates: whether it tells the termination for a goal.
+        terminates: whether a method returns the terminations for goals.
 
     Raises:
-        UsageError: if these are no goals that can be used.
+        UsageError: if its goals cannot be used.
     """
 
     def __init__(self, space: gym.Space, ask: Callable[..., np.ndarray]):
@@ -43,13 +43,13 @@ class Goals:
         self.terminates = False
         known = isinstance(self.space, gym.spaces.Box | gym.spaces.MultiBinary)
         if not known or self.space.shape != parts["achieved_goal"].shape:
-            raise UsageError(f"its goals are {brief(self.space)}, must be a Box or MultiBinary, as what it achieves")
+            raise UsageError(f"its goals are {brief(self.space)}, must be a Box or MultiBinary of the shape of achieved_goal")
         ends = np.cumsum([gym.spaces.flatdim(part) for part in parts.values()]).tolist()
         places = dict(zip(parts, map(slice, [0, *ends], ends), strict=False))
         self.achieved, self.desired = places["achieved_goal"], places["desired_goal"]
 
     def compute(self, name: str, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
-        """What a method says of (N, G) achieved and desired goals: (N,) float32.
+        """What a method returns for (N, G) achieved and desired goals: (N,) float32.
 
         Raises:
             EnvError: if it fails, or does not give one finite number for each.
@@ -69,7 +69,7 @@ def find_goals(env: ReplayableEnv) -> Goals:
     """Play a short episode to find out whether rewards can be computed for other goals.
 
     Raises:
-        UsageError: if the environment has no goals, or if what its methods say is not what its steps gave.
+        UsageError: if the environment has no goals, or if its methods return other values than its steps.
         EnvError: if it fails.
     """
     goals = Goals(env.given_spaces[0], env.compute)
@@ -96,7 +96,7 @@ def find_goals(env: ReplayableEnv) -> Goals:
             goals.one_by_one.add(name)
             single = goals.compute(name, *pairs)
         except EnvError as error:
-            raise UsageError(f"its {name} fails for goals alone ({error})") from error
+            raise UsageError(f"its {name} fails for single goals ({error})") from error
         if not (same := np.isclose(single[: len(told)], told, rtol=1e-3, atol=1e-4)).all():  # a goal was rounded to float32
             step = int(np.argmin(same))
             raise UsageError(
@@ -108,8 +108,8 @@ def find_goals(env: ReplayableEnv) -> Goals:
 
 
 class HindsightSampling(Sampling):
-    """Draws four of five transitions with another goal: one that their episode achieved at the same step or later, all these
-    steps being equally likely (the strategy "future").
+    """Draws four of five transitions with another goal: one that their episode achieved at the same step or later. All these
+    steps are equally likely (the strategy "future").
 
     Rewards for that goal, and terminations where the environment tells them, are computed by the environment's own methods.
     An episode that is running is known up to its newest step.
@@ -139,7 +139,7 @@ class HindsightSampling(Sampling):
             self.ends[rows, env], self.lengths[env] = newest, 0
 
     def change(self, batch: np.ndarray, rows: np.ndarray, envs: np.ndarray) -> None:
-        """Give four of five transitions another goal, and what follows from it."""
+        """Give four of five transitions another goal, with the rewards and terminations for it."""
         rb, size = self.rb, self.rb.buffer_size
         chosen = np.flatnonzero(rb.random.random_sample(len(batch)) < GOALS_PER_TRANSITION / (GOALS_PER_TRANSITION + 1))
         if not len(chosen):

@@ -1,7 +1,7 @@
-"""A run on the Hugging Face Hub: a folder that works by itself, and its upload.
+"""A run on the Hugging Face Hub: a self-contained folder, and its upload.
 
 python -m steadyrl.hub runs/<run name> --to FOLDER              # fill a new folder; no network
-python -m steadyrl.hub runs/<run name> --hf-entity ENTITY       # upload a run that is there
+python -m steadyrl.hub runs/<run name> --hf-entity ENTITY       # upload an existing run
 """
 
 import dataclasses
@@ -111,7 +111,7 @@ def model_card(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str) -> s
 
 # {agent_name} on {args.env_id}
 
-Mean return **{reward}** over {result["episodes"]} greedy episodes of `{result["model"]}`, on starts that it was not chosen on
+Mean return **{reward}** over {result["episodes"]} greedy episodes of `{result["model"]}`, which was chosen on other starts
 (`evaluation*.json`; the evaluations while training are in `evaluations.csv` and in the TensorBoard file).
 
 ## Use it
@@ -146,7 +146,7 @@ Trained on {settings["device"]} with {settings["num_threads"]} CPU threads; all 
 
 
 def licence() -> str:
-    """The text of this project's licence: beside the package in a clone, in its metadata where it is installed."""
+    """The text of this project's licence: next to the package in a clone, in its metadata where it is installed."""
     beside = Path(__file__).parent.parent / "LICENSE"
     if beside.exists():
         return beside.read_text()
@@ -183,7 +183,7 @@ def build_folder(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str, fo
 
 
 def upload(args: RunArgs, agent_name: str, run_dir: Path) -> None:
-    """Make the repository, if it is not there, and upload a run to it. Its files take the place of those of an earlier one.
+    """Make the repository, if it is not there, and upload a run to it. Its files replace those of an earlier upload.
 
     Raises:
         UploadError: if it fails; the run's folder stays as it is.
@@ -206,7 +206,7 @@ def upload(args: RunArgs, agent_name: str, run_dir: Path) -> None:
         again += ["--hf-entity", args.hf_entity] if args.hf_entity else []
         again += ["--script", inspect.getfile(type(args))] if script_name(type(args)) not in SCRIPTS else []
         raise UploadError(
-            f"{run_dir} is whole but was not uploaded ({in_one_line(error)}), to try again: {shlex.join(again)}"
+            f"{run_dir} is complete but was not uploaded ({in_one_line(error)}), to try again: {shlex.join(again)}"
         ) from error
     say(f"{run_dir} is uploaded: {commit.commit_url}")
 
@@ -218,7 +218,7 @@ class Options:
     run: tyro.conf.Positional[Path]
     """the run's folder"""
     to: Path | None = None
-    """a folder to make and fill; nothing is uploaded then"""
+    """a new folder to make and fill; then nothing is uploaded"""
     hf_entity: str = ""
     """the user or organisation on the Hugging Face Hub (empty: that of your token)"""
     script: Path | None = None
@@ -232,7 +232,7 @@ def main() -> int:
     try:
         name = load_record(options.run).get("script")
         if options.script is None and name not in SCRIPTS:  # a forged args.json must not run other code
-            raise UsageError(f"{options.run}: is a run of {name}.py, give it with --script")
+            raise UsageError(f"{options.run}: is a run of {name}.py, name that file with --script")
         script = import_script(find_script(options.script) if options.script else FOLDER / f"{name}.py").main
         args = dataclasses.replace(load_args(options.run, script.args_class), hf_entity=options.hf_entity)
         if not saved_models(options.run) or not results_of(options.run):
@@ -246,7 +246,7 @@ def main() -> int:
         except OSError as error:
             raise UsageError(f"--to {options.to}: must be a folder that can be made ({error.strerror})") from None
         build_folder(args, script.agent_class.__name__, options.run, repo_id_of(args), options.to)
-        say(f"{options.run} is in {options.to}")
+        say(f"{options.run} is copied to {options.to}")
     except (UsageError, UploadError, ImportError, SyntaxError, AttributeError, FileNotFoundError) as error:
         report(error)
         return 1 if isinstance(error, UploadError) else 2

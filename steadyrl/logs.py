@@ -1,4 +1,4 @@
-"""What a run says while it trains: TensorBoard, and a progress bar or, where there is no terminal, a line a minute."""
+"""The logs of a run while it trains: TensorBoard, and a progress bar or, without a terminal, one line per minute."""
 
 import contextlib
 import dataclasses
@@ -61,7 +61,7 @@ class Log:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave what is done meanwhile out of every speed: it is no training."""
+        """Leave the time spent inside out of every speed, because it is not training."""
         begin = time.perf_counter()
         yield
         pause = time.perf_counter() - begin
@@ -70,7 +70,7 @@ class Log:
             self.bar.start_t, self.bar.last_print_t = self.bar.start_t + pause, self.bar.last_print_t + pause
 
     def find_evaluation(self) -> None:
-        """Look for the last evaluation that was logged: where it is due again, it must not be there twice."""
+        """Find the last evaluation that was logged. If it is made again, it must not be logged twice."""
         events = EventAccumulator(str(self.writer.log_dir), size_guidance={"scalars": 0}).Reload()
         if "eval/episodic_return" in events.Tags()["scalars"]:
             self.evaluation_before = events.Scalars("eval/episodic_return")[-1].step
@@ -113,7 +113,7 @@ class Log:
             self.line_step, self.line_time = global_step, now
 
     def row(self, global_step: int, losses: dict[str, float], charts: dict[str, float]) -> None:
-        """Log losses, other numbers and, once there were updates, the steps a second since the last row."""
+        """Log losses, other numbers and, once there were updates, the steps per second since the last row."""
         now = time.perf_counter()
         if charts["updates"]:
             charts = charts | {"SPS": (global_step - self.row_step) / (now - self.row_time)}
@@ -142,8 +142,8 @@ class Log:
 
 
 class EventWriter(SummaryWriter):
-    """TensorBoard's writer. It opens its file at the first event, and survives a full disk: it warns, and goes on with a new
-    file as soon as it can.
+    """TensorBoard's writer. It opens its file at the first event. If the disk is full, it warns, and goes on with a new file
+    as soon as it can.
 
     Args:
         folder: the run's folder.
@@ -163,7 +163,7 @@ class EventWriter(SummaryWriter):
 
     def _get_file_writer(self) -> Any:
         """Open a file if none is open. TensorBoard reads the files of a folder in the order of their names, which begin with
-        the second of the clock: this one gets a later second than all others, whatever the clock says."""
+        the second of the clock. So this one gets a later second than all others, whatever the clock says."""
         if self.file_writer is None and self.again < math.inf:
             seconds = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
             last = max((int(second) for second in seconds if second.isdecimal() and second.isascii()), default=0)
@@ -179,7 +179,7 @@ class EventWriter(SummaryWriter):
         self.attempt(super().add_text, tag, text)
 
     def add_summaries(self, *summaries: Any) -> None:
-        """Log what is made already."""
+        """Log summaries that are already made."""
         for summary in summaries:
             self.attempt(lambda summary=summary: self._get_file_writer().add_summary(summary))
 
@@ -195,7 +195,7 @@ class EventWriter(SummaryWriter):
         sync_folder(Path(self.log_dir))
 
     def attempt(self, write: Callable, *values: Any) -> None:
-        """Write what is to be logged. After a failure it is the next one that opens a new file."""
+        """Write something to the log. After a failure, the next write opens a new file."""
         if time.perf_counter() < self.again:
             return
         was_open = self.file_writer is not None

@@ -1,4 +1,4 @@
-"""Saved models: a run's networks, written whole or not at all, and read without running code."""
+"""Saved models: a run's networks, written completely or not at all, and read without running code."""
 
 import copy
 from functools import partial
@@ -82,7 +82,7 @@ def load_initial_model(agent: Agent, run_dir: str, model: Path) -> None:
     """Load the model of the run that --init-from names.
 
     Raises:
-        UsageError: if it is of other networks, or of actions with other bounds, which networks have as buffers.
+        UsageError: if it has other networks, or if the bounds of its actions (buffers of its networks) are different.
     """
     bounds = {name: tensor.clone() for name, tensor in bounds_of(agent).items()}
     try:
@@ -103,7 +103,7 @@ def load_model(agent: Agent, path: Path) -> None:
     """Load what `save_model` wrote; `weights_only` keeps a forged file from running code.
 
     Raises:
-        UsageError: if the file is damaged or of other networks than the agent's.
+        UsageError: if the file is damaged or holds other networks than the agent's.
     """
     try:
         # To the CPU first: copying from there waits until it is done. A captured `act` reads the networks on another stream.
@@ -114,6 +114,6 @@ def load_model(agent: Agent, path: Path) -> None:
             network.load_state_dict(saved[name])
     except Exception as error:  # zip, pickle, key and shape errors, depending on where the damage is
         reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"{path}: not a whole model of this environment and network size ({reason})") from error
+        raise UsageError(f"{path}: not a complete model for this environment and network size ({reason})") from error
     if weights := not_finite(agent):
         raise UsageError(f"{path}: must hold finite weights, those of {weights} are not")

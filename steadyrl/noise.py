@@ -32,7 +32,7 @@ class ExplorationNoise:
     """Noise for each environment and action dimension, in units of half the range of that dimension.
 
     Args:
-        process: gaussian: independent at each step; ou: an Ornstein-Uhlenbeck process that starts anew with each episode.
+        process: gaussian: independent at each step; ou: an Ornstein-Uhlenbeck process that restarts with each episode.
         action_space: of all environments, (N, A).
         random: where it draws from.
         start: its standard deviation (with ou: sigma).

@@ -1,4 +1,4 @@
-"""What this package prints. Nothing here raises: where nobody reads any more, training is still what was asked for."""
+"""What this package prints. Nothing here raises an error: training goes on, even if nobody reads the output any more."""
 
 import contextlib
 import io
@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 
 class Outlet(io.TextIOWrapper):
-    """A standard stream with a file descriptor of its own. No error leaves it (a closed pipe, a full disk), it takes any
-    text, and an environment cannot close it."""
+    """A standard stream with its own file descriptor. It raises no error (for a closed pipe or a full disk), it takes any text,
+    and an environment cannot close it."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -37,8 +37,8 @@ def guard() -> None:
 
 
 def open_standard_files() -> None:
-    """Open /dev/null where a standard file is closed: the next file opened, maybe a checkpoint, would take its number, and
-    whatever a C library prints."""
+    """Open /dev/null where a standard file is closed. Otherwise the next file opened, maybe a checkpoint, would get its number,
+    and what a C library prints would go into that file."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

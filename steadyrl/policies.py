@@ -36,10 +36,10 @@ def load_agent(
         run_dir: the run's folder.
         device: where the networks live.
         render_mode: of the environment, as for gymnasium.make.
-        script: the training script, if it is one of your own. It is run, as a program is.
+        script: the training script, if it is one of your own. It is executed like a program.
 
     Raises:
-        UsageError: if the folder is not a run's, or holds no whole model, or the script is not known.
+        UsageError: if the folder is not a run's, or holds no complete model, or the script is not known.
     """
     run_dir = Path(run_dir)
     name = load_record(run_dir).get("script")
@@ -62,7 +62,7 @@ def load_agent(
 
 
 class GreedyPolicy(torch.nn.Module):
-    """What `agent.act` computes, as torch's exporter takes it; a Box of actions is never left.
+    """What `agent.act` computes, in a form for torch's exporter. Actions never leave the bounds of a Box.
 
     (The agent's own bounds hold in torch: in onnxruntime, a tanh can be above 1 by a rounding error.)
     """
@@ -84,7 +84,7 @@ class GreedyPolicy(torch.nn.Module):
 
 
 def export_onnx(agent: Agent, env: gym.Env, model: Path) -> Path:
-    """Write the greedy policy as an ONNX file beside the model that the agent has loaded, and say so.
+    """Write the greedy policy as an ONNX file next to the model that the agent has loaded, and say so.
 
     Its input, "observation", is (batch, O) float32, for any batch; its output, "action", is what `agent.act` gives for it.
 
@@ -112,7 +112,7 @@ def export_onnx(agent: Agent, env: gym.Env, model: Path) -> Path:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """Without what torch's exporter says of itself: torchvision is not installed, something of its own is deprecated."""
+    """Hide what torch's exporter prints about itself: torchvision is not installed, something of its own is deprecated."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

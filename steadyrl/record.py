@@ -1,4 +1,4 @@
-"""The record of a run, args.json: what made it, written at its start and read back by whoever takes the run up."""
+"""The record of a run, args.json: all that its result depends on. It is written at each start, and read when a run is used."""
 
 import dataclasses
 import hashlib
@@ -47,7 +47,7 @@ def pins() -> list[str]:
 def versions(env_id: str) -> dict[str, str]:
     """The versions that a result depends on: of packages, and of the environment, which was made before.
 
-    An environment that no package has brought is known by the hash of the file that it is defined in.
+    An environment that is not from a package is identified by the hash of the file that defines it.
     """
     packages = ("torch", "gymnasium", "mujoco", "numpy", "stable-baselines3")
     found = {"python": platform.python_version()} | {name: version(name) for name in packages}
@@ -60,7 +60,7 @@ def versions(env_id: str) -> dict[str, str]:
 
 
 def git(folder: Path, *words: str) -> str | None:
-    """What git says of a folder; None where there is no git, or no repository."""
+    """The output of git for a folder; None where there is no git, or no repository."""
     try:
         command = ["git", "--no-optional-locks", "-C", str(folder), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -70,7 +70,7 @@ def git(folder: Path, *words: str) -> str | None:
 
 @cache
 def code_of(script: Path) -> dict[str, Any]:
-    """What is known of the code that a run is made by: git's commit, whether files differ from it, and hashes."""
+    """The code of a run: git's commit, whether files differ from it, and hashes."""
     commit, changed = git(script.parent, "rev-parse", "HEAD"), git(script.parent, "status", "--porcelain", "-uno")
     package = hash_of(sorted(Path(__file__).parent.glob("*.py")))
     return {"commit": commit, "clean": commit and changed == "", "script": hash_of([script]), "package": package}
@@ -84,7 +84,7 @@ def hash_of(files: Iterable[Path]) -> str:
 
 @cache
 def processor() -> str:
-    """The model of the processor, and the vector instructions that PyTorch uses of it. Rounding depends on both."""
+    """The model of the processor, and the vector instructions that PyTorch uses on it. Rounding depends on both."""
     try:
         model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -106,7 +106,7 @@ def record_of(args: RunArgs, device: torch.device) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two records that a result may depend on, in one line; empty if nothing does."""
+    """The differences between two records that may change a result, in one line; empty if there are none."""
     old, new = ({**record, **record["versions"], **record.get("code", {})} for record in (before, now))
     names = [*new["versions"], *(name for name in old["versions"] if name not in new["versions"])]
     names += ["script", "package"] if "code" in old else []  # the name of the script is the same
@@ -161,13 +161,13 @@ def load_args(run_dir: Path, args_class: type[A], env_id: str | None = None) -> 
 
 
 def as_args(args_class: type[A], saved: dict[str, Any], announce: bool = False) -> A:
-    """Saved arguments as today's script has them, each of its flag's type, without flags that changed nothing and are gone.
+    """Saved arguments for the present script: each has the type of its flag, and removed flags without effect are left out.
 
     Args:
-        announce: name each flag that this project never had. It is left out.
+        announce: name each flag that the script does not know. It is left out.
 
     Raises:
-        UsageError: for a flag that changed something and is gone, and for a value that is not allowed.
+        UsageError: for a removed flag that had an effect, and for a value that is not allowed.
     """
     script, hints = script_name(args_class), get_type_hints(args_class, include_extras=True)
     values = {}
@@ -191,20 +191,19 @@ def as_args(args_class: type[A], saved: dict[str, Any], announce: bool = False) 
 
 
 def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> None:
-    """Refuse to go on with a checkpoint that these arguments are not of: args.json was edited, or the checkpoint is another
-    run's.
+    """Refuse a checkpoint that does not belong to these arguments: args.json was edited, or the checkpoint is from another run.
 
     Args:
         checkpoint: the state of the run in it.
         folder: as the user named it.
 
     Raises:
-        UsageError: naming the flag, its value and the checkpoint's; or the step, if the training is to end before it.
+        UsageError: naming the flag, its value and the checkpoint's; or the step, if the training would end before it.
     """
     try:
         saved, step = as_args(type(args), dict(checkpoint["settings"]["args"])), int(checkpoint["global_step"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--resume {folder}: its checkpoint is not of a run ({error!r:.100})") from None
+        raise UsageError(f"--resume {folder}: its checkpoint is not from a run ({error!r:.100})") from None
     for name in vars(args):
         if name not in RESUME_MAY_CHANGE | {"evaluate"} and getattr(args, name) != getattr(saved, name):
             raise UsageError(
@@ -218,7 +217,7 @@ def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> No
 
 
 def name_module(run_dir: Path, env_id: str) -> None:
-    """Say which module a saved environment's id is about to import, and refuse one that is inside the run's folder: whoever
+    """Name the module that a saved environment's id will import. Refuse one that is inside the run's folder: a user who
     evaluates a folder from elsewhere does not expect to run its code. Nothing is imported here.
 
     Raises:

@@ -16,11 +16,11 @@ from steadyrl.normalization import Normalizer
 
 
 class ReplayBuffer(buffers.ReplayBuffer):
-    """stable-baselines3's replay buffer with the parts of a transition side by side: a batch is one gather and one copy.
+    """stable-baselines3's replay buffer with the parts of a transition in one row: a batch is one gather and one copy.
 
     `transitions` is (buffer_size // n_envs, n_envs, 2 O + A + 2) float32; `observations`, `actions`, `next_observations`,
     `dones` and `rewards` are views of it. `dones` are terminations alone; `timeouts` marks the other ends of episodes.
-    On a CUDA device each sample overwrites the one before if it has the same size: captured graphs always read their input
+    On a CUDA device each sample overwrites the one before if it has the same size. So captured graphs always read their input
     from the same memory.
 
     Args:
@@ -28,7 +28,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         random: where samples are drawn from.
         n_steps: rewards that a sample sums up. Above 1, samples also hold `discounts`, the factor of the value that follows.
         gamma: the discount factor of these sums.
-        normalizer: sees each observation that is stored. Samples are normalised by it, what is stored is not.
+        normalizer: takes its statistics from each stored observation. It normalises samples, but not what is stored.
         sampling: how transitions are drawn (None: uniformly).
     """
 
@@ -66,8 +66,8 @@ class ReplayBuffer(buffers.ReplayBuffer):
     ) -> None:
         """Store a transition of each environment: (N, O), (N, O), (N, A) or (N,), (N,), (N,), (N,).
 
-        `done` marks terminations. `truncated` marks episodes that were cut off: a sum of rewards ends there too, but the
-        value of what would have followed counts.
+        `done` marks terminations. `truncated` marks episodes that were cut off: a sum of rewards ends there too, but its
+        target bootstraps.
         """
         self.timeouts[self.pos] = truncated
         if self.normalizer:
@@ -76,7 +76,7 @@ class ReplayBuffer(buffers.ReplayBuffer):
         self.sampling.stored(np.logical_or(done, truncated))
 
     def cut_off(self, environments: np.ndarray) -> None:
-        """Mark that in some environments, (N,) bool, the episode of the newest transition goes no further."""
+        """Mark that in some environments, (N,) bool, the episode of the newest transition has ended."""
         self.timeouts[self.pos - 1] |= environments
         self.sampling.ended(environments)
 
@@ -149,7 +149,7 @@ class Sampling:
     """How a replay buffer draws transitions: here, uniformly. A subclass overrides what it does in another way."""
 
     def begin(self, rb: ReplayBuffer) -> None:
-        """Be the one of this buffer."""
+        """Draw from this buffer."""
         self.rb = rb
 
     def stored(self, ended: np.ndarray) -> None:

@@ -51,10 +51,10 @@ class Run:
         args: the arguments of the run.
 
     Attributes:
-        folder: where everything lands.
+        folder: the run's folder.
         device: where the networks live and learn.
-        random: the generator of everything that training draws but the initial networks, which are torch's draws from the
-            seed, and the first actions, which are the action space's.
+        random: the generator of all random numbers of training, with two exceptions. torch draws the initial networks, from the
+            seed. The action space draws the first actions.
         global_step: environment steps so far, over all environments: the clock of everything periodic.
         charts: further numbers to log, by name.
 
@@ -144,7 +144,7 @@ class Run:
     def unfinished(self) -> bool:
         """Whether there is anything left to train. Raises a RuntimeError if `resume` was forgotten: nothing could be saved."""
         if not self.parts:
-            raise RuntimeError("call run.resume(agent, envs, rb) before the loop: a checkpoint consists of what it is given")
+            raise RuntimeError("call run.resume(agent, envs, rb) before the loop: its arguments are the parts of a checkpoint")
         return self.global_step < self.args.total_timesteps and not self.target_reached
 
     def due(self, every: int) -> bool:
@@ -166,7 +166,7 @@ class Run:
         return envs
 
     def replay(self, agent: Agent, envs: TrainingEnvs) -> dict[str, Any]:
-        """Arguments of ReplayBuffer: how --replay and --normalize-observations want transitions to be drawn."""
+        """The arguments of ReplayBuffer that --replay and --normalize-observations set."""
         sampling: Sampling | None = None
         if self.args.replay == "prioritized":
             sampling = PrioritizedSampling()
@@ -189,12 +189,12 @@ class Run:
         self.hold()
 
     def hold(self) -> None:
-        """Set again what is the run's own affair in this process, and what an environment may have changed."""
+        """Restore the run's settings of this process, which an environment may have changed."""
         self.signals.hold()
         self.defaults.hold()
 
     def save_after_error(self) -> None:
-        """If an environment failed, save what is whole: before anything is closed, which may fail or hang as well."""
+        """If an environment failed, save the rest of the run, before anything is closed: closing may fail or hang as well."""
         if isinstance(sys.exception(), EnvError) and self.parts and not self.signals.leaving:
             for part, state in self.before_acting:
                 part.load_state_dict(state)
@@ -205,7 +205,7 @@ class Run:
         self.signals.leave()
 
     def resume(self, agent: Agent, envs: TrainingEnvs, rb: ReplayBuffer, **others: Stateful) -> None:
-        """Say what a checkpoint consists of; if the run is resumed, restore each part.
+        """Define what a checkpoint consists of; if the run is resumed, restore each part.
 
         Args:
             others: further parts that have a state, under names of their own.
@@ -242,7 +242,7 @@ class Run:
         self.checkpoint = None  # lets go of the file
 
     def start_from(self, run_dir: str) -> None:
-        """Load the networks of another run into the agent. A copy of its model stays in the folder: with it, a run that is
+        """Load the networks of another run into the agent. A copy of its model stays in the folder. With it, a run that is
         killed before its first checkpoint starts again in the same way.
 
         Raises:
@@ -260,8 +260,8 @@ class Run:
         say(f"the networks are those of {run_dir}")
 
     def put_best_model_back(self) -> None:
-        """Have best_model.pt be the one that the checkpoint knows. One of a later evaluation, which is made again or never,
-        is kept under another name."""
+        """Make best_model.pt the best model of the checkpoint. A model of a later evaluation is kept under another name: that
+        evaluation is made again or never."""
         place = self.folder / "best_model.pt"
         known = self.best_model["sha256"] if self.best_model else None
         found = sha256(place) if place.is_file() else None
@@ -281,7 +281,7 @@ class Run:
         self.best_model = {"weights": weights, "sha256": sha256(place) if written else None}
 
     def accelerated(self, agent: AnyAgent) -> AnyAgent:
-        """The agent to train with: its `act` and `update` are compiled or captured at their first calls, if this run is fast.
+        """The agent to train with: its `act` and `update` are compiled or captured at their first calls, if it is accelerated.
 
         An evaluation that a signal interrupted before a resume is made first.
         """
@@ -313,7 +313,7 @@ class Run:
     def record(self, losses: dict[str, torch.Tensor]) -> None:
         """Keep the losses of an update on the device: reading a value waits for the device, so only the logging does it.
 
-        "td_errors" are no loss, but what the replay buffer may need.
+        "td_errors" are not a loss: the replay buffer may need them.
         """
         for name, loss in losses.items():
             if name == "td_errors":
@@ -346,10 +346,10 @@ class Run:
         self.keep_state_before_acting()
 
     def keep_state_before_acting(self) -> None:
-        """Keep the state of what acting draws from: if a worker fails in the next step, what is saved is the state before it.
+        """Keep the states that actions are drawn from. If a worker fails in the next step, the state before it is saved.
 
-        Only where environments have workers, because it takes 0.05 ms. An environment in this process that raises an error
-        would raise it again after a resume if the same actions followed.
+        This is only done where environments have workers, because it takes 0.05 ms. An environment in this process that raises
+        an error would raise it again after a resume if the same actions followed.
         """
         if self.args.vectorization == "async":
             self.before_acting = [(part, part.state_dict()) for part in (self.random, *self.others.values())]
@@ -393,7 +393,7 @@ class Run:
                 raise TrainingError(f"step {self.global_step}: {name} is not finite")
 
     def save(self) -> bool:
-        """Write a checkpoint, and the best model if that was not possible before; returns whether there is a checkpoint.
+        """Write a checkpoint, and the best model if that was not possible before; returns whether the checkpoint was written.
 
         Raises:
             TrainingError: if it was not written three times in a row, or at the end of the training.
@@ -449,11 +449,11 @@ class Run:
             self.log.result(self.global_step, float(evaluation.returns.mean()), best)
             self.say_what_next()
         else:
-            goal = "" if self.target_reached else f", a --total-timesteps above {self.args.total_timesteps} goes on with it"
+            goal = "" if self.target_reached else f"; a --total-timesteps above {self.args.total_timesteps} would continue it"
             say(f"{shown(self.folder)} is finished at step {self.global_step}{goal}")
 
     def check_models(self, agent: Agent) -> None:
-        """Have the models be those of this training before one is evaluated: the disk may have been full when they were due.
+        """Write the models of this training before one is evaluated. The disk may have been full when they were due.
 
         Raises:
             TrainingError: if they cannot be written.

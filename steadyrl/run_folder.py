@@ -1,6 +1,6 @@
-"""The folder of a run: what is ours in it, by exact names; made once, locked while a process trains, and put in order.
+"""The folder of a run: which of its files are ours, how it is made, locked while a process trains, and cleaned up.
 
-A user may keep files of his own in it. Only names that are exactly ours are read, moved or removed. Imports no PyTorch.
+Users may keep their own files in it. Only files whose names are exactly ours are read, moved or removed. Imports no PyTorch.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ TRAINING = re.compile(
 
 
 def ours(folder: Path, names: re.Pattern[str]) -> list[Path]:
-    """The files in a folder, or links to files, whose whole names are of a pattern, sorted; none if there is no such folder.
+    """The files in a folder, or links to files, whose full names match a pattern, sorted; none if there is no such folder.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -63,7 +63,7 @@ def read_evaluations(folder: Path | None) -> list[tuple[int, float]]:
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
-    """The results of final evaluations in a run folder that ended a training, the newest last."""
+    """The results in a run folder of the final evaluations at the end of a training, the newest last."""
     results = []
     for path in ours(folder, RESULT):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # a file that a user edited
@@ -75,7 +75,7 @@ def results_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def final_result(folder: Path, args: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of a run that is finished, None of any other: the training ended, at its last step or its target.
+    """The result of a finished run, None for any other. Finished: the training ended, at its last step or its target.
 
     Args:
         args: the run's arguments.
@@ -101,7 +101,7 @@ def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
     """
     runs = (output or Path(args.output).absolute()) / "runs"
     if not is_text(runs):
-        raise UsageError(f"--output {args.output}: must be a path that is UTF-8, as TensorBoard wants it")
+        raise UsageError(f"--output {args.output}: must be a path in UTF-8, because TensorBoard needs that")
     env_name = re.sub(r"[^\w.+-]", "-", args.env_id)  # ids may hold a "/" or a ":"
     stem = f"{env_name}__{args.exp_name}__{args.seed}__{int(time.time())}"
     names = (f"{stem}-{number}" if number else stem for number in count())
@@ -119,10 +119,10 @@ def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, new: bool) -> Iterator[None]:
-    """Have the run's folder for this process: no other process can train the run while this one lives.
+    """Lock the run's folder for this process: no other process can train the run while this one exists.
 
     Args:
-        new: it is a new run's, and is removed if it cannot be locked.
+        new: it is the folder of a new run, and is removed if it cannot be locked.
 
     Raises:
         UsageError: if another process has it, if it is read-only, or if its file system has no locks.
@@ -145,14 +145,14 @@ def lock_folder(folder: Path, new: bool) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a training left in its folder that was killed while it wrote a file."""
+    """Remove unfinished files. A training that was killed while it wrote a file leaves one in its folder."""
     for path in ours(folder, UNFINISHED) + ours(folder / "checkpoints", UNFINISHED):
         if TRAINING.fullmatch(path.name[: -len(".0123456789abcdef.tmp")]):
             path.unlink()
 
 
 def start_again(folder: Path) -> None:
-    """Move what a run without a checkpoint left, its models and evaluations, out of the way of a start at step 0."""
+    """Before a start at step 0, move the models and evaluations of a run without a checkpoint to a new folder."""
     left = ours(folder, MODEL) + ours(folder, RESULTS)
     say(f"{shown(folder)} has no checkpoint: training starts again at step 0")
     if left:

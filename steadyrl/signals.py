@@ -49,7 +49,7 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
 
     def hold(self) -> None:
-        """Take them again where Python knows of another handler. It is quick: every step calls it."""
+        """Take them again if Python has another handler. It is quick: every step calls it."""
         for number in self.previous:
             if _signal.getsignal(number) is not self.handler:
                 signal.signal(number, self.handler)
@@ -63,7 +63,7 @@ class Signals:
             acknowledge(number, "a checkpoint follows")
         elif not self.stop:
             self.stop = number
-            acknowledge(number, "the run stops as soon as it can" + " (once more: at once)" * (number == signal.SIGINT))
+            acknowledge(number, "the run stops as soon as it can" + " (a second SIGINT: at once)" * (number == signal.SIGINT))
 
     def leave(self) -> None:
         """From here on everything is saved, and an environment is being closed, which may hang. If a stop was asked for before,
@@ -93,7 +93,7 @@ class Signals:
 
 
 def is_ignored_hangup(number: int) -> bool:
-    """Whether this is SIGHUP and nobody wants to hear of it."""
+    """Whether this is SIGHUP and it is ignored, as by nohup."""
     return signal.Signals(number).name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
 
 

@@ -1,4 +1,4 @@
-"""Any spaces become those that agents and the replay buffer take: observations and actions that are vectors."""
+"""Convert any spaces to those that agents and the replay buffer take: vectors of observations and actions."""
 
 import textwrap
 import warnings
@@ -13,9 +13,9 @@ Spaces = tuple[gym.Space, gym.Space]  # of the observations and of the actions
 
 
 class LegalActions(gym.ActionWrapper[Any, Any, Any]):
-    """The environment with its Box of actions as a vector whose bounds float32 can hold: rounded inward where it cannot.
+    """The environment with its Box of actions as a vector. Bounds that float32 cannot hold are rounded inward.
 
-    The environment gets a copy of each action, in its own shape and dtype. So what it does to it stays its own affair.
+    The environment gets a copy of each action, in its own shape and dtype. So it may change this copy.
     """
 
     def __init__(self, env: gym.Env):
@@ -56,7 +56,7 @@ def flatten_actions(env: gym.Env) -> gym.Env:
     space = env.action_space
     if not isinstance(space, Box):
         return env
-    wrapper = "gymnasium.wrappers.TransformAction gives it another space"
+    wrapper = "convert them with gymnasium.wrappers.TransformAction"
     if not np.issubdtype(space.dtype, np.floating):
         raise gym.error.Error(f"its actions, {brief(space)}, are whole numbers, not a Box of floats: {wrapper}")
     if not space.is_bounded():
@@ -68,11 +68,11 @@ def flatten_observations(env: gym.Env) -> gym.Env:
     """The environment with observations that are float32 vectors, whatever they were. (float64 would double the replay buffer.)
 
     Raises:
-        gymnasium.error.Error: if they are images, or nothing that can be a vector.
+        gymnasium.error.Error: if they are images, or cannot become a vector.
     """
     space = env.observation_space
     if has_image(space):
-        raise gym.error.Error(f"its observations, {brief(space)}, hold images, and the networks here take vectors")
+        raise gym.error.Error(f"its observations, {brief(space)}, contain images, but the networks here take vectors")
     if not space.is_np_flattenable:
         raise gym.error.Error(f"its observations, {brief(space)}, cannot be flattened to a vector")
     if not (isinstance(space, Box) and len(space.shape) == 1):
@@ -91,7 +91,7 @@ def to_float32(values: Any) -> np.ndarray:
 
 
 class Misfit(ValueError):
-    """A value that came in and does not fit: the name of its field, and what is wrong with it."""
+    """A value from an environment that does not fit: the name of its field, and what is wrong with it."""
 
     def __init__(self, field: str, what: str):
         super().__init__(field, what)
@@ -99,7 +99,7 @@ class Misfit(ValueError):
 
 
 def observation_of(value: Any, shape: tuple[int, ...], finite: bool) -> np.ndarray:
-    """A copy of an observation that came in: what the environment does with its array stays its own affair.
+    """A copy of an observation from an environment, which may change its own array later.
 
     Args:
         finite: refuse values that are not finite.
@@ -116,7 +116,7 @@ def observation_of(value: Any, shape: tuple[int, ...], finite: bool) -> np.ndarr
 
 
 def reward_of(value: Any, finite: bool) -> float:
-    """A reward that came in; a Misfit if it is not a single number, or not finite as float32."""
+    """A reward from an environment; a Misfit if it is not a single number, or not finite as float32."""
     if not isinstance(value, float):
         array = np.asarray(value)
         if array.size != 1 or array.dtype.kind not in "biufO":
@@ -128,7 +128,7 @@ def reward_of(value: Any, finite: bool) -> float:
 
 
 def success_of(info: Any) -> dict[str, float]:
-    """What the info of an episode's last step says of its success, as environments with goals do; empty if nothing."""
+    """The success of an episode, from the info of its last step; empty if the environment does not report it."""
     try:
         return {"is_success": float(np.asarray(info["is_success"]).item())}
     except (TypeError, KeyError, IndexError, ValueError):
@@ -146,7 +146,7 @@ def flag_of(name: str, value: Any) -> bool:
 
 
 class CheckedObservation(gym.ObservationWrapper[Any, Any, Any]):
-    """The environment, whose structured observations have the shapes of their space: flattening them would not tell."""
+    """The environment with a check that structured observations have the shapes of their space: flattening has no check."""
 
     def observation(self, observation: Any) -> Any:
         check_shapes(self.observation_space, observation)
@@ -187,5 +187,5 @@ def changes(given: Spaces, taken: Spaces) -> list[str]:
 
 
 def brief(space: Any) -> str:
-    """A space in one line of some length."""
+    """A space in one short line."""
     return textwrap.shorten(str(space), 160, placeholder=" ...")

@@ -1,13 +1,13 @@
-"""Many runs of a script, environments x settings x seeds: side by side on this machine, or as an array of SLURM jobs.
+"""Many runs of a script, environments x settings x seeds: in parallel on this machine, or as an array of SLURM jobs.
 
     python -m steadyrl.sweep --env-ids Hopper-v4 Walker2d-v4 --settings plain= strong="--critic-loss huber" --seeds 1 2 3
     python -m steadyrl.sweep (the same) --status                                  # a table of the runs; starts nothing
     python -m steadyrl.sweep (the same) --engine slurm --partition long --time 240 --sbatch account=lab
 
-The same command again goes on with the runs that are not finished and that nobody works on; run folders and logs are the only
-record. A run that was stopped, preempted, killed or out of time ends as it would have without that, bit for bit. What the
-runs print is in runs/.sweep/, a file for each; what submitit needs for the jobs of SLURM is in runs/.sweep/slurm/. The jobs of
-SLURM import this package: it must be installed on the nodes, or be in the folder where the sweep is started.
+The same command again continues the runs that are not finished and that no process works on. Run folders and logs are the only
+record. A run that was stopped, preempted, killed or out of time gives the same result as without that, bit for bit. The output
+of each run is in a file in runs/.sweep/. What submitit needs for SLURM jobs is in runs/.sweep/slurm/. SLURM jobs import this
+package: it must be installed on the nodes, or be in the folder where the sweep is started.
 """
 
 import contextlib
@@ -54,13 +54,13 @@ FAILED = "sweep: failed"  # begins the last line in the log of a failed run
 
 @dataclass
 class Slurm:
-    """What a job asks of SLURM."""
+    """What a job requests from SLURM."""
 
     partition: str | None = None  # the partition
     time: int = 240  # time limit of a job in minutes; a run that takes longer is saved, queued again and goes on
     memory: int | None = None  # memory of a job in GB
     gpus: int | None = None  # GPUs of a job
-    constraint: str | None = None  # features of the node; a resumed run is exact on the same type of processor only
+    constraint: str | None = None  # features of the node; a resumed run is bit-identical only on the same type of processor
     sbatch: tuple[str, ...] = ()  # any other options of sbatch, as in account=lab nice=100 exclusive
 
 
@@ -77,22 +77,22 @@ class Runs(OtherFlags):
     script: Path = Path("ddpg_continuous_action.py")  # the training script: one of this project, or the path of your own
     env_ids: tuple[str, ...] = ()  # the environments (none: the default of the script)
     settings: tuple[str, ...] = ("",)  # NAME=FLAGS, as in strong="--tau 0.01"; --exp-name becomes <script>-NAME
-    seeds: tuple[int, ...] = ()  # the seeds (none: those that --num-seeds and --start-seed give)
+    seeds: tuple[int, ...] = ()  # the seeds (none: those of --num-seeds and --start-seed)
     num_seeds: int = 3  # how many seeds, if --seeds does not name them
-    start_seed: int = 1  # the first of these
-    status: bool = False  # show where each run is, and start nothing
-    engine: Literal["auto", "local", "slurm"] = "auto"  # this machine, or SLURM (auto: SLURM if there is an sbatch)
-    workers: int | None = None  # runs side by side (None: one for each core; with SLURM as many as it allows)
+    start_seed: int = 1  # the first of these seeds
+    status: bool = False  # show the state of each run, and start nothing
+    engine: Literal["auto", "local", "slurm"] = "auto"  # this machine, or SLURM (auto: SLURM if there is a command sbatch)
+    workers: int | None = None  # runs in parallel (None: one for each core; on SLURM, as many as it allows)
     cpus: int = 1  # threads of a run (unless OMP_NUM_THREADS is set), and cores of its SLURM job
 
 
 @dataclass
 class Options(Runs, Slurm):
-    """Run a script for environments x settings x seeds; the same command again goes on with what is not finished."""
+    """Run a script for environments x settings x seeds. The same command again continues the runs that are not finished."""
 
 
 class Status(NamedTuple):
-    """Where a run is."""
+    """The state of a run."""
 
     state: str  # new, queued, running, interrupted, failed or finished
     step: int  # the last one on the disk
@@ -102,7 +102,7 @@ class Status(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """One run, started or resumed as its folders tell. SLURM calls it, and before the time limit its `checkpoint`."""
+    """One run, started or resumed, depending on its folders. SLURM calls it, and its `checkpoint` before the time limit."""
 
     script: Path
     flags: list[str]
@@ -119,7 +119,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """The file for what all its starts print. It is locked for as long as the script lives."""
+        """The file with the output of all its starts. It is locked for as long as the script runs."""
         return LOGS / f"{self.name}__{zlib.crc32(json.dumps(self.args, sort_keys=True).encode()):08x}.log"
 
     def last_lines(self, number: int = 6) -> str:
@@ -138,7 +138,7 @@ class Job:
         return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
 
     def status(self, queue: dict[str, str]) -> Status:
-        """Where the run is, by its folder, the locks, the end of the log and SLURM's queue (see `read_queue`)."""
+        """The state of the run, from its folder, the locks, the end of the log and SLURM's queue (see `read_queue`)."""
         folder, step, evaluation, seconds_left = self.folder(), 0, None, None
         if folder:
             with contextlib.suppress(OSError, ValueError):  # a file that is not there yet, or was just replaced
@@ -191,7 +191,7 @@ class Job:
         return self.process
 
     def end(self) -> Literal["finished", "interrupted", "failed"]:
-        """Wait for the end of the script, and say what it was."""
+        """Wait for the end of the script; returns how it ended."""
         status, self.process = self.started.wait(), None
         if status == 0 or status in STOPPED:
             return "interrupted" if status else "finished"
@@ -199,7 +199,7 @@ class Job:
         return "failed"
 
     def log_failure(self, cause: str) -> None:
-        """Have the log end with the line by which `status` knows a failed run."""
+        """End the log with the line by which `status` recognises a failed run."""
         with contextlib.suppress(OSError), open(self.log, "a") as log:
             log.write(f"\n{FAILED}, {cause}\n")
 
@@ -228,7 +228,7 @@ class Job:
             again.fruitless_starts = 0 if stepped else self.fruitless_starts + 1
         if again.fruitless_starts < FRUITLESS_STARTS:
             return submitit.helpers.DelayedSubmission(again)
-        self.log_failure(f"out of time before a step, {FRUITLESS_STARTS} times in a row: needs a longer --time")
+        self.log_failure(f"stopped by the time limit before a step, {FRUITLESS_STARTS} times in a row: needs a longer --time")
 
 
 def is_locked(path: Path) -> bool:
@@ -247,18 +247,18 @@ def uses_slurm(options: Runs) -> bool:
 
 
 def plan(options: Runs) -> list[Job]:
-    """The runs that are asked for. Raises a UsageError for a mistake in any flag or, unless for --status, environment."""
+    """The runs that the options ask for. Raises a UsageError for a wrong flag and, without --status, a wrong environment."""
     for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus", "trials"):  # the last one is tune.py's
         if (value := getattr(options, name, None)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be a whole number, 1 or more")
     uses_slurm(options)
     if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
-        raise UsageError("--settings: each must have a name of its own")
+        raise UsageError("--settings: each must have a different name")
     try:
         script = find_script(options.script)
         args_class: Any = import_script(script).Args
         if not hasattr(args_class, "__dataclass_fields__"):
-            raise TypeError("its Args is no dataclass")
+            raise TypeError("its Args is not a dataclass")
     except (Exception, SystemExit) as error:  # whatever is in the file
         raise UsageError(f"--script {options.script}: must be a training script ({in_one_line(error)})") from None
     default, jobs = args_class(), []
@@ -293,8 +293,8 @@ def as_saved(args: arguments.RunArgs) -> dict[str, Any]:
 
 
 def planned(options: Options) -> list[Job]:
-    """What `plan` gives. For --status it comes from a file, if the last plan in this folder was for the same options and the
-    flags have not changed since: importing the script, and PyTorch with it, takes seconds."""
+    """The jobs of `plan`. For --status they come from a file if the last plan in this folder had the same options and flags.
+    Importing the script, and PyTorch with it, takes seconds."""
     sources = (FOLDER / options.script.name, options.script, Path(__file__), Path(arguments.__file__))
     asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or one of an older version
@@ -324,10 +324,10 @@ def show_table(rows: list[tuple[Job, Status]]) -> None:
 
 
 def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[], bool] = lambda: False) -> int:
-    """Run `todo` on this machine, `workers` side by side, under a progress bar over all jobs; returns the exit status.
+    """Run `todo` on this machine, `workers` in parallel, with one progress bar for all jobs; returns the exit status.
 
     Args:
-        enough: asked once a second; if it is true, the runs are stopped as by a signal.
+        enough: called once a second; if it returns true, the runs are stopped as by a signal.
     """
     signals: list[int] = []
     handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
@@ -355,7 +355,7 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
                 for job in running if stopping else ():
                     job.started.terminate()
                 if stopping and signals:
-                    say(f"stopping: {len(running)} runs save and leave; a second Ctrl-C does not wait for them")
+                    say(f"stopping: {len(running)} runs save and exit; a second Ctrl-C does not wait for them")
             if not bar.disable and time.monotonic() > shown + 15:
                 shown = time.monotonic()
                 bar.update(steps() - bar.n)
@@ -376,10 +376,10 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
 
 
 def read_queue(patience: float) -> dict[str, str]:
-    """The runs SLURM has, "queued" or "running" by the names of their logs; waits `patience` seconds for jobs to end.
+    """SLURM's runs: "queued" or "running", by the name of the log. Waits at most `patience` seconds for jobs to end.
 
     Raises:
-        UsageError: if there is no SLURM that answers.
+        UsageError: if SLURM does not answer.
     """
     import submitit
 
@@ -422,7 +422,7 @@ def submit(jobs: list[Job], options: Runs) -> None:
 
 
 def sweep(jobs: list[Job], options: Runs) -> int:
-    """Show the runs and, unless it is for --status, go on with those that nobody works on; returns the exit status."""
+    """Show the runs. Without --status, also continue those that no process works on. Returns the exit status."""
     slurm = uses_slurm(options)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
     if not options.status:  # which writes nothing

@@ -1,13 +1,13 @@
-"""Tune the flags of a script with Optuna: trials of several seeds, side by side on this machine or as jobs of SLURM.
+"""Tune the flags of a script with Optuna: trials of several seeds, in parallel on this machine or as SLURM jobs.
 
     pip install "steadyrl[tune]"      # or, in a clone: pip install optuna==5.0.0
     python -m steadyrl.tune --env-ids Hopper-v4 --settings short="--total-timesteps 200000" --trials 50
-    python -m steadyrl.tune (the same) --engine slurm --workers 10 --time 240              # ten trials side by side
+    python -m steadyrl.tune (the same) --engine slurm --workers 10 --time 240              # ten trials in parallel
 
-It takes the flags of steadyrl.sweep. A trial trains a setting on all seeds at once; its value is the mean over seeds and the
-last five evaluations, and it is pruned if its best mean so far is below the median of the complete trials. The first one has
-the script's own setting. What is tried stands in tune.toml. The same command again goes on: a trial whose worker was killed is
-taken up from its run folders. Journal and logs are in runs/.sweep/.
+It takes the flags of steadyrl.sweep. A trial trains a setting on all seeds at once. Its value is the mean over seeds and the
+last five evaluations. It is pruned if its best mean so far is below the median of the complete trials. The first trial has the
+script's own setting. The search space is in tune.toml. The same command again continues the study: a trial whose worker was
+killed goes on from its run folders. The journal and the logs are in runs/.sweep/.
 """
 
 import os
@@ -35,13 +35,13 @@ class Tuning:
     """What is tried, and how often."""
 
     space: Path = Path(__file__).parent / "tune.toml"  # the search space: a file with a table for the script
-    trials: int = 50  # trials in all
-    worker: bool = False  # be one of the workers: for the tuner itself
+    trials: int = 50  # number of trials in total
+    worker: bool = False  # only for the tuner itself: be one of its workers
 
 
 @dataclass
 class Options(Tuning, sweep.Runs, sweep.Slurm):
-    """Tune the flags of a script; the same command again goes on. --workers trials are side by side."""
+    """Tune the flags of a script. The same command again continues the study. --workers is the number of parallel trials."""
 
     start_seed: int = 11  # not 1, 2 or 3, on which results are reported
 
@@ -59,7 +59,7 @@ class Worker(sweep.Job):
 
 
 class Tuner:
-    """A study of Optuna, known by all that its values depend on. Raises a UsageError for a mistake in what is asked for."""
+    """A study of Optuna. Its name is a hash of all that its values depend on. Raises a UsageError for wrong options."""
 
     def __init__(self, options: Options):
         import optuna
@@ -70,13 +70,14 @@ class Tuner:
         self.script = runs[0].script
         self.args, self.seeds = runs[0].args | {"seed": None}, [job.args["seed"] for job in runs]
         if {1, 2, 3} & {*self.seeds} or any(job.args | {"seed": None} != self.args for job in runs):
-            raise UsageError(f"--seeds {self.seeds}: must be none of 1 to 3, for reporting; and one environment, one setting")
+            seeds = "none of 1 to 3, which are for reporting; there must be one environment and one setting"
+            raise UsageError(f"--seeds {self.seeds}: must be {seeds}")
         if self.args["eval_frequency"] == 0:
-            raise UsageError("--eval-frequency 0: must be 1 or more, the evaluations say what a trial is worth")
+            raise UsageError("--eval-frequency 0: must be 1 or more, because a trial's value is a mean of evaluations")
         try:
             tables, kinds = tomllib.loads(options.space.read_text()), optuna.distributions
             if options.script.stem not in tables:
-                raise UsageError("is missing, must say what to try for this script")
+                raise UsageError("is missing, must list the values to try for this script")
             table = tables[options.script.stem]
             table = {name.replace("-", "_"): choice for name, choice in table.items()}
             make: dict[type, Callable[[Any], kinds.CategoricalDistribution | kinds.FloatDistribution]]
@@ -112,7 +113,9 @@ class Tuner:
         if not outside:
             self.study.enqueue_trial(own, skip_if_exists=True)
         elif not options.worker:
-            say(f"--space {options.space}: does not contain the script's own {', '.join(outside)}: no trial has its setting")
+            say(
+                f"--space {options.space}: does not contain the script's own {', '.join(outside)}, so no trial has this setting"
+            )
         self.study.pruner = optuna.pruners.MedianPruner(n_warmup_steps=self.args["total_timesteps"] // 5)
 
     def drop_cut_line(self) -> None:
@@ -120,7 +123,7 @@ class Tuner:
         text = self.journal.read_bytes() if self.journal.exists() else b""
         if (whole := text.rfind(b"\n") + 1) < len(text):
             os.truncate(self.journal, whole)
-            say(f"{shown(self.journal)}: its last line was not whole and is dropped")
+            say(f"{shown(self.journal)}: its last line was incomplete and is removed")
 
     def jobs(self, name: str, params: dict[str, Any], **others: Any) -> list[sweep.Job]:
         """The runs of a setting, by default on the seeds of a trial. (The environment was checked before.)"""
@@ -130,7 +133,7 @@ class Tuner:
         return sweep.plan(replace(self.options, settings=(f"{name}={' '.join(flags)}",), status=True, **others))
 
     def take(self) -> Any:
-        """A trial to work on, locked: one whose worker is gone or, if there is none, a new one; None at the end."""
+        """A trial to work on, locked: one whose worker has ended, otherwise a new one; None at the end."""
         with filelock.FileLock(f"{self.journal}.claim"):
             while True:
                 for trial in (trials := [one for one in self.study.get_trials(deepcopy=False) if one.state.name != "WAITING"]):
@@ -143,7 +146,7 @@ class Tuner:
                 self.study.ask()
 
     def train(self, trial: Any) -> int:
-        """Train a trial and, if it ends, tell its value; returns the exit status."""
+        """Train a trial and, if it ends, report its value to the study; returns the exit status."""
         jobs = self.jobs(f"{self.name}-{trial.number}", {name: trial._suggest(name, kind) for name, kind in self.space.items()})
         means, self.pruned = dict(self.study.trials[trial.number].intermediate_values), False
 
@@ -187,7 +190,7 @@ def contains(kind: Any, value: Any) -> bool:
 
 
 def tune(options: Options) -> int:
-    """Be a worker; or start the workers, here or on SLURM, and say where it is. Returns the exit status."""
+    """Be a worker, or start the workers, here or on SLURM, and show the trials. Returns the exit status."""
     tuner, status = Tuner(options), 0
     if options.worker:
         while status < 2 and (trial := tuner.take()):
@@ -205,7 +208,7 @@ def tune(options: Options) -> int:
         table = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-        show("\n".join([*lines, f"this table is {shown(tuner.journal.with_suffix('.csv'))}"]))
+        show("\n".join([*lines, f"this table is in {shown(tuner.journal.with_suffix('.csv'))}"]))
     states = [trial.state.name.lower() for trial in tuner.study.trials]
     show(f"{options.trials} trials: {', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))}")
     if "complete" in states:

@@ -552,7 +552,7 @@ LONG = {"total_timesteps": 1_000_000, "learning_starts": 25_000}
 @pytest.mark.parametrize(
     ("changes", "began_with", "compiler", "mode", "words"),
     [
-        (LONG, None, "g++", "compile", "975,000 updates gain more than the building costs"),
+        (LONG, None, "g++", "compile", "compile, since it saves more time in 975,000 updates than it costs"),
         (LONG, None, None, "eager", "no C++ compiler"),
         (LONG, "eager", "g++", "eager", ""),  # a resumed run keeps its mode
         (LONG | {"accelerate": "eager"}, "compile", "g++", "eager", ""),  # unless it is told otherwise

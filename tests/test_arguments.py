@@ -282,16 +282,16 @@ def test_a_damaged_run_is_refused(saved_run, tmp_path):
     results = set(saved_run.iterdir())
 
     model.write_bytes(before[: len(before) // 2])
-    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a complete model")
 
     shutil.copy(ROOT / "LICENSE", model)
-    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a complete model")
 
     model.write_bytes(before)
     settings = json.loads((saved_run / "args.json").read_text())
     settings["args"]["env_id"] = "Pendulum-v1"  # the model is then one of another environment
     (saved_run / "args.json").write_text(json.dumps(settings))
-    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process(*arguments, cwd=tmp_path), "model.pt", "not a complete model")
 
     (saved_run / "args.json").write_text("{}")
     refused(main_in_this_process(*arguments, cwd=tmp_path), "--evaluate", "folder of a run")
@@ -360,5 +360,5 @@ class Malicious:
 
 def test_a_forged_model_runs_no_code(saved_run, tmp_path):
     torch.save({"actor": Malicious()}, saved_run / "model.pt")
-    refused(main_in_this_process("--evaluate", str(saved_run), cwd=tmp_path), "model.pt", "not a whole model")
+    refused(main_in_this_process("--evaluate", str(saved_run), cwd=tmp_path), "model.pt", "not a complete model")
     assert not (tmp_path / "owned").exists()

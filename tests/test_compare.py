@@ -389,7 +389,7 @@ def test_a_damaged_folder_is_one_line_and_nothing_is_written(tmp_path, capsys, w
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["same/*"], "one group, task and seed"),
+        (["same/*"], "the same group, task and seed"),
         (["apart/*"], "ends at 300 steps, before"),
         (["whole", "--baseline", "sac"], "--baseline sac: no such group, there are: ddpg"),
         (["whole", "--range", "Hopper-v4", "3", "3"], "--range Hopper-v4"),
@@ -417,7 +417,7 @@ def test_what_a_restart_gave_up_is_left_out(tmp_path):
     notes: list[str] = []
     run = compare.read_run(folder, None, None, notes)
     assert dict(zip(run.steps, run.returns, strict=True)) == {100: 10, 200: 20, 300: 1000, 400: 1000, 500: 1000, 600: 1000}
-    assert notes == [f"{folder}: was started again at step 300; 4 later returns were given up."]
+    assert notes == [f"{folder}: was started again at step 300; 4 later returns are left out."]
 
 
 def test_what_tensorboard_would_ignore_is_left_out(tmp_path):
@@ -438,7 +438,7 @@ def test_runs_that_are_not_finished_are_named(tmp_path):
         write_run(tmp_path / str(seed), range(6), seed=seed, total_timesteps=600)
     (tmp_path / "2" / "evaluation.json").unlink()
     _, notes = load(str(tmp_path / "*"))
-    assert notes == [f"Hopper-v4: 1 of the runs are not finished, as {tmp_path / '2'}."]
+    assert notes == [f"Hopper-v4: 1 of the runs are not finished, for example {tmp_path / '2'}."]
 
 
 def record(data: bytes) -> bytes:

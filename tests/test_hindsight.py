@@ -280,7 +280,7 @@ toys.register("NoMethod-v0", NoMethod)
         ("--env-id toys:ReachBonus-v0", "its compute_reward gives -1.0 where its step gave -0.5, must be the same"),
         (
             '--env-id OddGoals-v0 --env-kwargs {"how":"needs-info"}',
-            "its compute_reward fails for goals alone (KeyError: 'distance'",
+            "its compute_reward fails for single goals (KeyError: 'distance'",
         ),
         ("--env-id toys:Reach-v0 --n-steps 3", "--n-steps 3: must be 1 with --replay hindsight"),
         ("--env-id NoMethod-v0", "it has no method compute_reward"),

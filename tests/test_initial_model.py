@@ -65,8 +65,8 @@ def test_the_latest_model_where_there_is_no_best(run, tmp_path, model):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--hidden-sizes 16 16", "not a whole model of this environment and network size"),
-        ("--env-id Hopper-v4 --hidden-sizes 32 32", "not a whole model of this environment and network size"),
+        ("--hidden-sizes 16 16", "not a complete model for this environment and network size"),
+        ("--env-id Hopper-v4 --hidden-sizes 32 32", "not a complete model for this environment and network size"),
         ("--normalize-observations --hidden-sizes 32 32", "must hold actor, critic, target_actor, target_critic, normalizer"),
         ("--init-from nowhere", "--init-from nowhere: must hold a best_model.pt or a model.pt"),
         ("--hidden-sizes 0", "--hidden-sizes 0: must be"),

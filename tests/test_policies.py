@@ -125,7 +125,7 @@ def test_the_agent_of_a_script_of_ones_own_is_loaded_where_that_is_given(run, tm
 
 @pytest.mark.parametrize(
     ("script", "word"),
-    [("nowhere.py", "No such file"), ("LICENSE", "no Python file"), ("tests/toys.py", "main"), ("dqn", "is a run of")],
+    [("nowhere.py", "No such file"), ("LICENSE", "not a Python file"), ("tests/toys.py", "main"), ("dqn", "is a run of")],
 )
 def test_what_is_no_script_of_the_run_is_refused(run, script, word):
     run_dir = run(quick_args()).run_dir

@@ -106,7 +106,7 @@ def test_cleanrls_names_for_seeds_are_understood():
         ("--settings good= bad='--tau 2'", "--tau 2.0: must be"),
         ("--settings bad='--tau \"0.1'", "No closing quotation"),
         ("--settings 'b d=--tau 0.1'", "--exp-name"),
-        ("--settings a= a='--tau 0.1'", "--settings: each must have a name"),
+        ("--settings a= a='--tau 0.1'", "--settings: each must have a different name"),
         ("--settings a='--seed 3'", "--seed is not for a setting"),
         ("--settings a='--resume runs/x'", "--resume is not for a setting"),
         ("--env-ids Pendulum-v1 Pendulun-v1", "Pendulun"),

@@ -274,7 +274,7 @@ def test_the_cut_end_of_a_journal_is_dropped(monkeypatch, capsys):
     journal.write_bytes(whole + b'{"op_code":4,"worker_id":"a')
     capsys.readouterr()
     assert main(monkeypatch, "--engine", "local", "--trials", "1") == 0
-    assert f"{journal}: its last line was not whole and is dropped\n" in capsys.readouterr().out
+    assert f"{journal}: its last line was incomplete and is removed\n" in capsys.readouterr().out
     assert journal.read_bytes().startswith(whole) and journal.read_bytes().endswith(b"\n")
 
 
