@@ -18,6 +18,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore Ctrl-C
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup has it ignore this
 
 # Under pytest, tyro reads the sources of dataclasses again and again, to check its cache: a tenth of the tests' time.
 vars(inspect)["getsource"] = functools.cache(inspect.getsource)
