@@ -4,6 +4,7 @@ import importlib
 import re
 import shlex
 import sys
+from importlib.metadata import version
 
 import gymnasium as gym
 import numpy as np
@@ -44,6 +45,11 @@ def test_a_recipe_is_understood(task):
 @pytest.mark.parametrize("task", recipes.RECIPES)
 def test_a_recipe_runs(run, task):
     """Its own flags, for a few hundred steps; too few to compile anything."""
+    module = recipes.RECIPES[task].env_id.rpartition(":")[0]
+    if module:  # of another package
+        pytest.importorskip(module)
+        if task.startswith("fetch") and version("mujoco") > "3.3.7":
+            pytest.skip("it needs an older MuJoCo")
     assert (run(args_of(task, SHORT)).run_dir / "evaluation.json").exists()
 
 
