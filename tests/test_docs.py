@@ -4,6 +4,7 @@ import csv
 import importlib
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,12 @@ def test_the_comparison_of_the_readme_is_what_was_measured():
     ):
         ours, theirs, jax = (latest[script, env_id, side] for side in ("compile", "stable-baselines3", "sbx"))
         assert f"| {name}, {env_id}, steps a second on two CPU cores | {ours} | {theirs} | {jax} |" in readme
+    passed = [row for row in rows_of("time_to_score") if row["task"] == "pendulum" and row["passed"] == "True"]
+    seconds = [
+        round(statistics.median(float(row["seconds"]) for row in passed if row["side"] == side))
+        for side in ("ours", "stable-baselines3", "sbx")
+    ]
+    assert f"(median of three seeds) | {' | '.join(map(str, seconds))} |" in readme and len(passed) == 9
     assert f"| {len((ROOT / 'ddpg_continuous_action.py').read_text().splitlines())}, in one script |" in readme
     killed = rows_of("kill_test")
     same = sum(not row["differs"] for row in killed)
