@@ -234,7 +234,7 @@ class DDPG(Agent):
         Returns detached scalars, still on the device: q_loss, q_est and, with `update_policy`, actor_loss. Prioritised replay
         also needs the (B,) td_errors.
         """
-        target = {"td_target": self.td_target(batch)} if self.args.replay == "prioritized" else {}
+        target = {"td_target": self.td_target(batch)} if self.args.replay == "prioritized" else {}  # used twice
         with training_mode(self.critic, self.batch_normalized):
             q_loss, q_values = self.critic_loss(batch, **target)
         descend(q_loss, self.critic_optimizer)

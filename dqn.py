@@ -207,7 +207,7 @@ class DQN(Agent):
 
         Returns detached scalars, still on the device: q_loss and q_est. Prioritised replay also needs the (B,) td_errors.
         """
-        target = {"td_target": self.td_target(batch)} if self.args.replay == "prioritized" else {}
+        target = {"td_target": self.td_target(batch)} if self.args.replay == "prioritized" else {}  # used twice
         q_loss, q_values = self.q_loss(batch, **target)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values.detach().mean()}
         if target:

@@ -268,7 +268,7 @@ class SAC(Agent):
         `noise`, (1 + policy_frequency, B, A) standard normal, is for the critics' targets, then for each step of the actor.
         Returns detached q_loss, q_est; with `update_policy` actor_loss, alpha; for prioritised replay the largest td_errors.
         """
-        target = {"td_target": self.td_target(batch, noise[0])} if self.args.replay == "prioritized" else {}
+        target = {"td_target": self.td_target(batch, noise[0])} if self.args.replay == "prioritized" else {}  # used twice
         with training_mode(self.critics, self.batch_normalized):
             q_loss, q_values = self.critic_loss(batch, noise[0], **target)
         descend(q_loss, self.optimizers["critic"])

@@ -223,7 +223,7 @@ class TD3(Agent):
         Returns detached scalars, still on the device: q_loss, q_est (the first critic's) and, with `update_policy`, actor_loss.
         Prioritised replay also needs the (B,) td_errors: for each transition, the larger of the two critics' errors.
         """
-        target = {"td_target": self.td_target(batch, noise)} if self.args.replay == "prioritized" else {}
+        target = {"td_target": self.td_target(batch, noise)} if self.args.replay == "prioritized" else {}  # used twice
         q_loss, q_values = self.critic_loss(batch, noise, **target)
         descend(q_loss, self.critic_optimizer)
         losses = {"q_loss": q_loss.detach(), "q_est": q_values[0].detach().mean()}

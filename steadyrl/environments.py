@@ -68,8 +68,9 @@ def coming_back() -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.chdir(folder or "")
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(folder)
 
 
 def has_display() -> bool:
