@@ -68,6 +68,7 @@ def test_the_latest_model_where_there_is_no_best(run, tmp_path, model):
         ("--hidden-sizes 16 16", "not a complete model for this environment and network size"),
         ("--env-id Hopper-v4 --hidden-sizes 32 32", "not a complete model for this environment and network size"),
         ("--normalize-observations --hidden-sizes 32 32", "must hold actor, critic, target_actor, target_critic, normalizer"),
+        ("--hidden-sizes 32 32 --activation tanh", "--activation tanh: must be that of --init-from"),
         ("--init-from nowhere", "--init-from nowhere: must hold a best_model.pt or a model.pt"),
         ("--hidden-sizes 0", "--hidden-sizes 0: must be"),
         ("--env-id Nonsense-v0", "Nonsense-v0"),
