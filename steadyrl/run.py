@@ -66,6 +66,8 @@ class Run:
     def __init__(self, args: RunArgs):
         self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
         defaults = Defaults()
+        if args.init_from and not args.resume:
+            initial_model_of(args.init_from)
         self.found = check(args)
         if getattr(args, "replay", None) == "hindsight":  # not every script has this flag
             self.goals = check_goals(args)

@@ -371,7 +371,9 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if signals:
-        say(f"stopped, to go on: python -m steadyrl.{Path(sys.argv[0]).stem} {shlex.join(sys.argv[1:])}")
+        module = sys.modules["__main__"].__spec__  # none, if a file was started
+        program = f"-m {module.name}" if module else shlex.quote(sys.argv[0])
+        say(f"stopped, to go on: python {program} {shlex.join(sys.argv[1:])}")
     return 128 + signals[0] if signals else min(failures, 1)
 
 

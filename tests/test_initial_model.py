@@ -11,9 +11,11 @@ from helpers import AGENTS, dqn, idle, quick_args, sac
 from test_arguments import main_in_this_process
 from test_resume import SHORT, only_run, run_killed
 
+from steadyrl.errors import UsageError
 from steadyrl.files import sha256
 from steadyrl.hub import build_folder
 from steadyrl.models import choose_model
+from steadyrl.run import Run
 
 
 @pytest.mark.parametrize("script", AGENTS)
@@ -81,6 +83,12 @@ def test_what_does_not_fit_is_one_line_before_anything_is_created(run, tmp_path,
     done = main_in_this_process(*command, cwd=elsewhere)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and message in done.stderr
     assert not list(elsewhere.iterdir())
+
+
+def test_a_run_from_python_creates_nothing_for_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match="--init-from nowhere: must hold a best_model.pt or a model.pt"):
+        Run(quick_args(output=str(tmp_path), init_from="nowhere")).__enter__()
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_algorithms_model_does_not_fit(run, tmp_path):

@@ -291,13 +291,15 @@ def stop_when_started(scripts: int, number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stop_has_every_run_saved_and_starts_no_other(number, capsys):
-    """Each script gets one SIGTERM and saves: its checkpoint is named by how many it got."""
+def test_a_stop_has_every_run_saved_and_starts_no_other(number, capsys, monkeypatch):
+    """Each script gets one SIGTERM and saves: its checkpoint is named by how many it got. A file was started, no module."""
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "argv", ["my sweep.py", "--seeds", "3"])
     Path("go").touch()
     jobs = [quick_job("wait", seed) for seed in range(3)]
     stop_when_started(2, number)
     assert sweep.run_here(jobs, jobs, workers=2) == 128 + number
-    assert "stopped, to go on: python -m steadyrl." in capsys.readouterr().out
+    assert "stopped, to go on: python 'my sweep.py' --seeds 3" in capsys.readouterr().out
     assert [job.status({})[:2] for job in jobs] == [("interrupted", 1), ("interrupted", 1), ("new", 0)]
     folders = [job.folder() for job in jobs[:2]]
     stop_when_started(5, number)  # the third one waits again
