@@ -86,7 +86,7 @@ GOALS = (  # for tasks whose reward is -1 until a goal is reached
     "--replay hindsight --learning-starts 1000 --eval-frequency 2000 --eval-episodes 20 --final-episodes 50 --gamma 0.95 "
     "--learning-rate 1e-3 --tau 0.05 --policy-frequency 1 --exploration-noise 0.2 --buffer-size 20000"
 )
-# On seed 21, smaller networks and half as many updates of the actor learned no worse and ran nearly twice as fast; after as many
+# On seed 21, smaller networks and half as many updates of the actor learned no worse and ran nearly twice as fast. After equal
 # steps, an update for each step was no better than one for two, and one for four was worse (benchmarks/results/tried.csv).
 PUSH = (
     "--replay hindsight --normalize-observations --learning-starts 2000 --eval-frequency 20000 --eval-episodes 100 "
@@ -325,8 +325,8 @@ def run_all(options: Options) -> int:
 
 def table() -> str:
     """The section of docs/results.md: a row per seed of each task that was run, and its command and learning curve."""
-    rows = ["| task | algorithm | goal | seed | steps | minutes | greedy mean +- std | last five | q_bias | commit | processor |"]
-    rows.append("|---" * 11 + "|")
+    columns = "task|algorithm|goal|seed|steps|minutes|greedy mean +- std|last five|q_bias|commit|processor".split("|")
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     commands = []
     for task, recipe in RECIPES.items():
         results = sorted((row for row in read_results() if row["task"] == task), key=lambda row: int(row["seed"]))

@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_created(run, tmp_path,
 
 
 def test_a_run_from_python_creates_nothing_for_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(UsageError, match="--init-from nowhere: must hold a best_model.pt or a model.pt"):
+    with pytest.raises(UsageError, match="--init-from nowhere: must hold a best_model"):
         Run(quick_args(output=str(tmp_path), init_from="nowhere")).__enter__()
     assert not list(tmp_path.iterdir())
 
