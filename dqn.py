@@ -56,7 +56,7 @@ from steadyrl.replay_buffer import ReplayBuffer
 from steadyrl.run import Run
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
-MAX_ACTIONS = 4096  # more are no table that a network learns: with --bins, their number grows with each dimension
+MAX_ACTIONS = 4096  # a network does not learn a larger table; with --bins, the number grows with each dimension
 
 
 @dataclass

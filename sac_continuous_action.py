@@ -157,8 +157,8 @@ class Critic(nn.Module):
 
 
 class Actor(nn.Module):
-    """pi(a|s), a Gaussian squashed by tanh: (N, O) observations and (N, A) standard normal noise to (N, A) actions inside the
-    bounds of the action space and their (N,) log probabilities. Zero noise, or none, gives the greedy action."""
+    """pi(a|s), a Gaussian squashed by tanh. Takes (N, O) observations and (N, A) standard normal noise. Returns (N, A) actions
+    inside the bounds of the action space, and their (N,) log probabilities. Zero noise, or none, gives the greedy action."""
 
     action_scale: Tensor
     action_bias: Tensor

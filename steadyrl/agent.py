@@ -142,6 +142,8 @@ def training_mode(network: torch.nn.Module, needed: bool = True) -> Iterator[Non
     """
     if needed:
         network.train()
-    yield
-    if needed:
-        network.eval()
+    try:
+        yield
+    finally:
+        if needed:
+            network.eval()

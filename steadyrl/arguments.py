@@ -302,6 +302,10 @@ def check_args(args: RunArgs) -> None:
     """
     check_each(args)
     require(args, "buffer_size", f"at least --batch-size {args.batch_size}", lambda n: n >= args.batch_size)
+    for name in ("normalization", "critic_normalization"):  # not every script has these flags
+        if getattr(args, name, "none") == "batch":
+            least = f"2 or more with --{name.replace('_', '-')} batch"  # one value has no deviation
+            require(args, "batch_size", least, lambda n: n >= 2)
     require(args, "buffer_size", f"at least --num-envs {args.num_envs}", lambda n: n >= args.num_envs)
     for name in ("export", "model", "eval_seed"):
         require(args, name, "left out without --evaluate", lambda _: args.evaluate is not None)

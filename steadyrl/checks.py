@@ -9,6 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 import gymnasium as gym
+import numpy as np
 
 from steadyrl.arguments import RunArgs, check_args
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, coming_back, has_display, make_replayable_env
@@ -76,6 +77,15 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
             f"--buffer-size {args.buffer_size}: needs {needed / 1e9:.1f} GB of memory, "
             f"must be at most {available // (needed // args.buffer_size)} for the {available / 1e9:.1f} GB available"
         )
+    if getattr(args, "autotune", False) and isinstance(action_space, gym.spaces.Box):  # a flag of SAC
+        widths = (action_space.high - action_space.low)[action_space.high > action_space.low].astype(np.float64)
+        most, target = np.log(widths).sum(), -math.prod(action_space.shape)  # the uniform distribution has the most entropy
+        if most < target:
+            say(
+                f"warning: --autotune: {args.env_id} has actions in so small a range that their entropy is at most {most:.1f}. "
+                f"It never reaches the target, {target}, and the temperature grows without end. Rescale the actions to -1..1 "
+                "with gymnasium.wrappers.RescaleAction, or give --no-autotune and --alpha"
+            )
     if args.capture_video:
         check_rendering(env)
     if args.render and sys.platform == "linux" and not has_display():

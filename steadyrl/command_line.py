@@ -24,7 +24,7 @@ from steadyrl.hub import check_upload, upload
 from steadyrl.models import choose_model, initial_model_of, load_initial_model
 from steadyrl.output import guard, report
 from steadyrl.policies import export_onnx
-from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args, load_record
+from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
 from steadyrl.signals import SAVE_SIGNALS, raise_interrupt
 
 
@@ -74,10 +74,7 @@ def check_initial_model(args: RunArgs, agent_class: type[Agent]) -> None:
     check_args(args)
     with contextlib.suppress(EnvError), contextlib.closing(make_env(args)) as env:  # of an EnvError, the training says more
         agent = agent_class(env.observation_space, env.action_space, args, torch.device("cpu"))
-        load_initial_model(agent, args.init_from, initial_model_of(args.init_from))
-    own = getattr(args, "activation", None)  # which no weight shows
-    if own != (other := load_record(Path(args.init_from))["args"].get("activation", own)):
-        raise UsageError(f"--activation {own}: must be that of --init-from {args.init_from}, {other}")
+        load_initial_model(agent, args.init_from, initial_model_of(args))
 
 
 def show_once(showwarning: Callable) -> Callable:

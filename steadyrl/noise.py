@@ -25,7 +25,8 @@ class RandomNumbers(np.random.RandomState):
 
 def standard_normal(random: np.random.RandomState, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Standard normal draws of the host: compiled and captured functions then hold no random state."""
-    return torch.as_tensor(random.standard_normal(shape).astype(np.float32), device=device)
+    drawn = torch.from_numpy(random.standard_normal(shape).astype(np.float32))
+    return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn  # as a batch comes there
 
 
 class ExplorationNoise:
@@ -35,12 +36,12 @@ class ExplorationNoise:
         process: gaussian: independent at each step; ou: an Ornstein-Uhlenbeck process that restarts with each episode.
         action_space: of all environments, (N, A).
         random: where it draws from.
-        start: its standard deviation (with ou: sigma).
+        start: its standard deviation (with ou: sigma, the size of what each step adds).
         end: the value to which that falls linearly (None: it stays the same).
         steps: environment steps until the end is reached.
 
     Attributes:
-        scale: the standard deviation of the latest draw.
+        scale: start, end, or what lies between, at the latest draw.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ SMALLEST = 1e-8  # deviation: one that is rounding alone is not blown up to 1
 
 
 class Normalizer(torch.nn.Module):
-    """(x - mean) / standard deviation, clipped, with the statistics of the observations that training has seen.
+    """(x - mean) / standard deviation, clipped, with the statistics of the observations that training has acted on.
 
     It has no parameters. Its buffers are float64 and stay on the CPU: statistics change with each step of the environments,
     while a device may still be training. They are part of the model, and `normalize` gives the same bits on every device.

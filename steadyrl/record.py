@@ -214,6 +214,14 @@ def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> No
         raise UsageError(
             f"--total-timesteps {args.total_timesteps}: must be at least {step}, the step that {folder} has reached"
         )
+    falls = getattr(args, "exploration_noise_end", None) is not None or getattr(args, "start_e", 0) != getattr(args, "end_e", 0)
+    if falls and args.total_timesteps > saved.total_timesteps:
+        fraction = args.exploration_fraction  # type: ignore[attr-defined]  # of a script that has one of the flags above
+        if step < fraction * args.total_timesteps:
+            say(
+                f"--exploration-fraction {fraction} is a share of {args.total_timesteps:,} steps now, not of "
+                f"{saved.total_timesteps:,}: the run explores as it did at an earlier step"
+            )
 
 
 def name_module(run_dir: Path, env_id: str) -> None:

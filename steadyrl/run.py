@@ -67,7 +67,7 @@ class Run:
         self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
         defaults = Defaults()
         if args.init_from and not args.resume:
-            initial_model_of(args.init_from)
+            initial_model_of(args)
         self.found = check(args)
         if getattr(args, "replay", None) == "hindsight":  # not every script has this flag
             self.goals = check_goals(args)
@@ -253,7 +253,7 @@ class Run:
         """
         copy = self.folder / "initial_model.pt"
         if not copy.exists():
-            content = initial_model_of(run_dir).read_bytes()
+            content = initial_model_of(self.args).read_bytes()
             if not self.write_or_warn(copy, replace_file, copy, lambda file: file.write(content)):
                 raise TrainingError(f"{shown(copy)} could not be written ({self.write_or_warn.reason})")
         load_initial_model(self.agent, run_dir, copy)

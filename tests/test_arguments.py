@@ -66,6 +66,8 @@ BAD = {
     "negative learning rate": ("--learning-rate -0.001", "above 0"),
     "infinite learning rate": ("--learning-rate inf", "finite"),
     "buffer below batch": ("--buffer-size 100", "--batch-size 256"),
+    "batch of one": ("--batch-size 1 --normalization batch", "2 or more with --normalization batch"),
+    "batch of one for the critic": ("--batch-size 1 --critic-normalization batch", "2 or more with --critic-normalization"),
     "buffer above memory": ("--buffer-size 1000000000000", "GB"),
     "negative seed": ("--seed -1", "4294967295"),
     "folder in the name": ("--exp-name ../mine", "letters"),

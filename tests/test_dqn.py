@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import quick_args
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from test_arguments import main_in_this_process
 from test_ddpg import NumpyDDPG
 
 import dqn
@@ -157,6 +158,16 @@ def test_epsilon_is_drawn_for_each_environment_and_decays_in_steps(run):
     together = random_actions[1000:].all(axis=1).mean()
     assert together < 0.01  # drawn once for all, it would be 0.1
     assert [dqn.epsilon(dqn.Args(), step) for step in (0, 125_000, 250_000, 500_000)] == pytest.approx([1, 0.525, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(("fraction", "said"), [(0.9, True), (0.3, False)])
+def test_a_longer_training_says_that_it_explores_more_again(run, tmp_path, fraction, said):
+    """At step 300 of 400, 0.9 of the steps are not over yet; 0.3 of them are."""
+    folder = run(quick_args(dqn, env_id="CartPole-v1", exploration_fraction=fraction)).run_dir
+    done = main_in_this_process(*f"--resume {folder} --total-timesteps 400".split(), cwd=tmp_path, script="dqn")
+    assert done.returncode == 0
+    message = f"--exploration-fraction {fraction} is a share of 400 steps now, not of 300"
+    assert (message in done.stdout) == said
 
 
 def test_updates_and_target_updates_follow_the_clock(run):

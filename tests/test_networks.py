@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 import ddpg_continuous_action as ddpg
 import sac_continuous_action as sac
 import td3_continuous_action as td3
+from steadyrl.agent import training_mode
 
 DETERMINISTIC = [ddpg, td3]  # the scripts whose actor gives an action, not a distribution
 OBS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -82,3 +83,10 @@ def test_the_critic_can_be_normalised_alone():
     for network in (agent.critic, agent.target_critic):
         assert network.hidden[1].running_mean.abs().sum() > 0
     assert not agent.critic.training
+
+
+def test_an_error_does_not_leave_a_network_in_training_mode():
+    network = torch.nn.BatchNorm1d(2).eval()
+    with pytest.raises(ValueError, match="1 value"), training_mode(network):
+        network(torch.zeros(1, 2))
+    assert not network.training

@@ -1,5 +1,6 @@
 """SAC's learner, against an independent computation in NumPy at float64, torch's distributions, and the algorithm's traps."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -427,6 +428,20 @@ def test_q_bias_is_zero_for_a_critic_that_is_right(alpha):
 
 def test_the_temperature_may_stay_as_it_is():
     assert not parse_args(sac.Args, ["--no-autotune"], sac.Args()).autotune
+
+
+@pytest.mark.parametrize(
+    ("half_ranges", "warns"), [((0.18, 0.18), True), ((0.19, 0.19), False), ((0.1, 1), False), ((0.02, 0.1, 0), True)]
+)
+def test_a_target_entropy_out_of_reach_is_said(half_ranges, warns, capsys):
+    """The entropy over a range of 2 h is at most log(2 h), which is -1 at h = 0.184. A locked dimension has none."""
+    high = np.float32(half_ranges)
+    given = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Box(-high, high)
+    env: Any = SimpleNamespace(observation_space=given[0], action_space=given[1], given_spaces=given)
+    checks.check_spaces(quick_args(sac), env)
+    assert ("entropy is at most" in capsys.readouterr().out) == warns
+    checks.check_spaces(quick_args(sac, autotune=False), env)
+    assert not capsys.readouterr().out
 
 
 def test_discrete_actions_are_refused():
