@@ -89,8 +89,8 @@ GOALS = (  # for tasks whose reward is -1 until a goal is reached
 # On seed 21, smaller networks and half as many updates of the actor learned no worse and ran nearly twice as fast. After equal
 # steps, an update for each step was no better than one for two, and one for four was worse (benchmarks/results/tried.csv).
 PUSH = (
-    "--replay hindsight --normalize-observations --learning-starts 2000 --eval-frequency 20000 --eval-episodes 100 "
-    "--target-return -12 --final-episodes 50 --gamma 0.95 --learning-rate 1e-3 --tau 0.05 --train-frequency 2 "
+    "--replay hindsight --normalize-observations --total-timesteps 500000 --learning-starts 2000 --eval-frequency 20000 "
+    "--eval-episodes 100 --final-episodes 50 --gamma 0.95 --learning-rate 1e-3 --tau 0.05 --train-frequency 2 "
     "--exploration-noise 0.2"
 )
 FETCH = "pip install gymnasium-robotics==1.4.2 mujoco==3.3.7  # which does not work with MuJoCo 4: in an environment of its own"
