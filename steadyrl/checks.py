@@ -189,6 +189,11 @@ def check_rendering(env: gym.Env) -> None:
         import moviepy  # noqa: F401
     except ImportError:
         raise UsageError("--capture-video: needs moviepy, install it with: pip install moviepy") from None
+    if env.render_mode in (None, "human", "ansi"):
+        what = (
+            f"{env.spec and env.spec.id} has the render_mode {env.render_mode}, must be the one that its constructor is given"
+        )
+        raise UsageError(f"--capture-video: {what}, rgb_array")
     try:
         env.reset()
         env.render()

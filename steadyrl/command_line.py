@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +24,10 @@ from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, Usage
 from steadyrl.evaluation import Evaluation, final_evaluation
 from steadyrl.hub import check_upload, upload
 from steadyrl.models import choose_model, initial_model_of, load_initial_model
-from steadyrl.output import guard, report
+from steadyrl.output import guard, report, say
 from steadyrl.policies import export_onnx
 from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
-from steadyrl.signals import SAVE_SIGNALS, raise_interrupt
+from steadyrl.signals import PATIENCE, SAVE_SIGNALS, end, raise_interrupt
 
 
 def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: Path, may_change: set[str]) -> A:
@@ -93,6 +95,25 @@ def show_once(showwarning: Callable) -> Callable:
     return show
 
 
+def leave_behind(threads: set[threading.Thread], status: Any) -> None:
+    """End the process if a thread or a process of an environment would not let it end. It has some seconds to do so.
+
+    Args:
+        threads: that were there before.
+        status: with which this process ends.
+    """
+    others: list[Any] = [thread for thread in threading.enumerate() if thread not in threads and not thread.daemon]
+    others += [process for process in multiprocessing.active_children() if not process.daemon]
+    for other in others:
+        other.join(PATIENCE / len(others))
+    if any(other.is_alive() for other in others):
+        say("the environment left threads or processes that do not end: this process ends without them")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        end(status if isinstance(status, int) else 1)
+
+
 @dataclasses.dataclass
 class Script:
     """The parts of a script. Calling it runs the command line; `load_agent` makes the agent of a saved run with it.
@@ -109,6 +130,16 @@ class Script:
 
     def __call__(self) -> None:
         """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
+        threads = set(threading.enumerate())
+        try:
+            self.run()
+        except SystemExit as exit:
+            leave_behind(threads, exit.code)
+            raise
+        leave_behind(threads, 0)
+
+    def run(self) -> None:
+        """What a call does, without the end of the process."""
         guard()
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, raise_interrupt)

@@ -5,6 +5,7 @@ import getpass
 import os
 import re
 import shutil
+import signal
 import tempfile
 from typing import Any
 
@@ -47,6 +48,7 @@ class Defaults:
 
     def __init__(self) -> None:
         self.values = self.read()
+        self.alarm = signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
     @staticmethod
     def read() -> tuple[Any, ...]:
@@ -55,7 +57,9 @@ class Defaults:
         return torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), *precision, np.geterr()
 
     def hold(self) -> None:
-        """Restore the settings that have changed."""
+        """Restore the settings that have changed. An alarm that an environment left running is switched off."""
+        if not self.alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         if self.read() != self.values:
             threads, dtype, gradients, precision, deterministic, numpy_errors = self.values
             torch.set_num_threads(threads)

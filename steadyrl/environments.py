@@ -1,6 +1,7 @@
 """The environments of a run: made, stepped together, and watched."""
 
 import contextlib
+import copy
 import io
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from steadyrl.arguments import RunArgs
 from steadyrl.episodes import ReplayableEnv, TrainingEnvs
 from steadyrl.errors import EnvError, TrainingError, in_one_line
 from steadyrl.output import guard, say
-from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals
+from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals, at_fork
 from steadyrl.spaces import Spaces, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
@@ -105,7 +106,8 @@ def make_replayable_env(
 
     def build() -> tuple[gym.Env, Spaces]:
         with coming_back():  # some go to where their simulator's files are
-            env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **rendering, **args.env_kwargs)
+            kwargs = rendering | copy.deepcopy(args.env_kwargs)  # a constructor may change what is in them
+            env = gym.make(args.env_id, max_episode_steps=args.max_episode_steps, **kwargs)
         wrapped = args.wrap(flatten_actions(env))
         return flatten_observations(wrapped), (wrapped.observation_space, env.action_space)
 
@@ -210,6 +212,16 @@ class WorkerEnvs(AsyncVectorEnv):
         return True
 
     @contextlib.contextmanager
+    def longer(self, steps: int) -> Iterator[None]:
+        """Inside, an exchange may take as long as that many steps."""
+        timeout = self.timeout
+        self.timeout = timeout * steps
+        try:
+            yield
+        finally:
+            self.timeout = timeout
+
+    @contextlib.contextmanager
     def exchange(self) -> Iterator[None]:
         """Around an exchange with the workers: if it fails, an EnvError says why."""
         try:
@@ -293,6 +305,7 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
     if parent is None:
         return env_fn() if spaces is None else SpacesOf(spaces)
     ignore_signals()  # Ctrl-C and schedulers signal the whole process group
+    at_fork(listen_to_signals)
     guard()  # what the environment prints may have no reader
 
     def exit_with_parent() -> None:
@@ -311,9 +324,16 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
 
 
 def ignore_signals() -> None:
-    """Ignore what stops or saves a run."""
+    """Ignore what stops or saves a run. (A program that the environment starts, and wants to end, would inherit SIG_IGN.)"""
     for number in STOP_SIGNALS + SAVE_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda number, frame: None)
+        signal.siginterrupt(number, False)  # system calls of a simulator go on
+
+
+def listen_to_signals() -> None:
+    """In a process that an environment forks in its worker: signals end it."""
+    for number in STOP_SIGNALS + SAVE_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 class WorkerEnv(gym.Env):

@@ -7,10 +7,11 @@ the actions since then lead to the same state, bit for bit. `find_replay` finds 
 
 import copy
 import json
+import os
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -63,7 +64,9 @@ def set_generator_state(env: gym.Env, state: dict[str, Any] | None) -> None:
         if not isinstance(getattr(generator, "bit_generator", None), kind):
             generator = np.random.Generator(kind())
         generator.bit_generator.state = state
-    env.unwrapped.np_random = generator
+    if generator is not env.unwrapped.np_random:
+        with suppress(AttributeError):  # a property of the environment's own: the replay will be another one
+            env.unwrapped.np_random = generator
 
 
 class ReplayableEnv(gym.Wrapper):
@@ -90,7 +93,7 @@ class ReplayableEnv(gym.Wrapper):
             super().__init__(env)
         self.build, self.index, self.rebuild, self.finite = build, index, rebuild, finite
         self.shape = env.observation_space.shape or ()
-        self.fresh, self.steps = True, 0
+        self.fresh, self.steps, self.process = True, 0, os.getpid()
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         with crossing():
@@ -109,7 +112,8 @@ class ReplayableEnv(gym.Wrapper):
             self.fresh = False
             if "generator" in start:
                 set_generator_state(self.env, start["generator"])
-            obs = self.env.reset(seed=start.get("seed"), options=options)[0]
+            # Gymnasium's vector environments make {} of None if only some of them are reset.
+            obs = self.checked(lambda: self.env.reset(seed=start.get("seed"), options=options or None)[0])
         return self.checked(lambda: observation_of(obs, self.shape, self.finite))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
@@ -132,11 +136,13 @@ class ReplayableEnv(gym.Wrapper):
         """Values from the environment, or an EnvError with the step, the field, its value and what it must be."""
         try:
             return values()
-        except Exception as error:
+        except BaseException as error:
             raise self.misfit(error) from error
 
     def misfit(self, error: BaseException) -> BaseException:
         """The EnvError for an error in a step or a reset."""
+        if os.getpid() != self.process:  # of a process that the environment forked: it must not go on as the run
+            os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         if isinstance(error, Misfit):
             return EnvError(f"step {self.steps}: {error.field} of environment {self.index} {error.what}")
         return env_error(error)
@@ -156,7 +162,8 @@ class ReplayableEnv(gym.Wrapper):
 
     def render(self) -> Any:
         with crossing():
-            return self.env.render()
+            frame = self.env.render()
+            return frame.copy() if isinstance(frame, np.ndarray) else frame  # a renderer may draw into it again
 
     def close(self) -> None:
         """Close the environment. If that fails, a warning is enough: the environment is not needed any more."""
@@ -164,7 +171,9 @@ class ReplayableEnv(gym.Wrapper):
             with crossing():
                 self.env.close()
         except EnvError as error:
-            warnings.warn(f"the environment could not be closed ({error}): the run goes on", stacklevel=2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")  # the environment may have asked for errors
+                warnings.warn(f"the environment could not be closed ({error}): the run goes on", stacklevel=2)
 
     def replay(self, episodes: list[dict[str, Any]]) -> int | None:
         """Play this environment's one of `episodes` again and return its checksum, None if it could not be played."""
@@ -278,9 +287,10 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.env.reset()
         self.episodes = [episode | {"actions": list(episode["actions"].numpy())} for episode in state["episodes"]]
         self.observations = state["observations"].numpy().copy()
-        vector = self.unwrapped
-        assert isinstance(vector, AsyncVectorEnv | SyncVectorEnv)  # both can call a method of each environment
-        checksums = vector.call("replay", self.episodes)  # also brings the generators back
+        vector: Any = self.unwrapped
+        steps = 1 + max(len(episode["actions"]) for episode in self.episodes)
+        with vector.longer(steps) if isinstance(self.unwrapped, AsyncVectorEnv) else nullcontext():
+            checksums = vector.call("replay", self.episodes)  # also brings the generators back
         same = [crc == episode["checksum"] for crc, episode in zip(checksums, self.episodes, strict=True)]
         self.cut_off = cut_off = ~np.array(same) | (not self.replayable)
         self.env.episode_returns[:] = state["episode_returns"]

@@ -78,7 +78,7 @@ def evaluate(
         TrainingError: if a return is not finite.
         Stopped: before the next step, if a signal asked for a stop.
     """
-    build = partial(make_env, args, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
+    build = partial(make_env, args, finite=True, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
     spaces = agent.observation_space, agent.action_space
     # The environment may change the working directory, to which relative paths refer.
     with coming_back(), closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:

@@ -55,7 +55,8 @@ class ExplorationNoise:
     ):
         self.process, self.random = process, random
         self.start, self.end, self.steps = start, start if end is None else end, steps
-        self.half_range = (action_space.high - action_space.low) / 2
+        dtype = np.result_type(action_space.dtype, np.float32)  # a difference may be too large for float16
+        self.half_range = (action_space.high.astype(dtype) - action_space.low.astype(dtype)) / 2
         self.values = np.zeros(action_space.shape)  # of the Ornstein-Uhlenbeck process
         self.scale = start
 

@@ -65,6 +65,7 @@ class Run:
 
     def __init__(self, args: RunArgs):
         self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
+        self.script = shlex.quote(sys.argv[0])
         defaults = Defaults()
         if args.init_from and not args.resume:
             initial_model_of(args)
@@ -424,7 +425,7 @@ class Run:
     @property
     def how_to_go_on(self) -> str:
         """The command that resumes this run."""
-        return f"to go on: python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(shown(self.folder)))}"
+        return f"to go on: python {self.script} --resume {shlex.quote(str(shown(self.folder)))}"
 
     def stop(self, what: str) -> None:
         """Print how to resume the run, then raise Stopped."""
@@ -472,7 +473,7 @@ class Run:
 
     def say_what_next(self) -> None:
         """Three commands that a user may want after a training."""
-        script, folder = shlex.quote(sys.argv[0]), shlex.quote(str(shown(self.folder)))
+        script, folder = self.script, shlex.quote(str(shown(self.folder)))
         say(f"to watch: tensorboard --logdir {shlex.quote(str(shown(self.folder.parent)))}")
         say(f"to film:  python {script} --evaluate {folder} --capture-video")
         say(f"to go on: python {script} --resume {folder} --total-timesteps {2 * self.args.total_timesteps}")

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 # SIGHUP: the terminal was closed, or a connection lost. nohup has it ignored, and then it stays ignored.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
@@ -33,9 +35,11 @@ class Signals:
         self.leaving = False
         self.timer = threading.Timer(PATIENCE, lambda: None)  # not started
         self.open: set[int] = set()
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        self.handler, self.previous = self.receive, {}
+        self.handler = self.receive
+        at_fork(self.restore)  # an environment may want to end by a signal what it forked
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
             numbers = [number for number in STOP_SIGNALS + SAVE_SIGNALS if not is_ignored_hangup(number)]
             self.previous = {number: signal.signal(number, self.handler) for number in numbers}
@@ -82,14 +86,41 @@ class Signals:
     @staticmethod
     def exit(number: int) -> None:
         """End the process and its workers at once."""
-        for process in multiprocessing.active_children():
-            process.kill()
-        os._exit(128 + number)
+        end(128 + number)
 
     def __exit__(self, *error: object) -> None:
         self.stay()
+        self.restore()
+        self.previous = {}
+
+    def restore(self) -> None:
+        """Install the handlers that were there before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+def end(status: int) -> None:
+    """End the process and its workers at once."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    os._exit(status)
+
+
+def at_fork(restore: Callable[[], None]) -> None:
+    """In each process that is forked from now on, call `restore` before a signal can arrive there."""
+    masks: list[set[int]] = []
+
+    def block() -> None:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS + SAVE_SIGNALS))
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.pop())
+
+    def restore_and_unblock() -> None:
+        restore()
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=restore_and_unblock)
 
 
 def is_ignored_hangup(number: int) -> bool:

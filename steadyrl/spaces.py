@@ -2,6 +2,7 @@
 
 import textwrap
 import warnings
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -29,7 +30,8 @@ class LegalActions(gym.ActionWrapper[Any, Any, Any]):
             held = (low <= high).all() and np.isfinite(high - low).all()
         if not held:
             raise gym.error.Error(f"its actions, {brief(space)}, have bounds that float32 cannot hold")
-        self.action_space = Box(low.astype(space.dtype), high.astype(space.dtype), dtype=space.dtype)
+        dtype = np.float64 if np.dtype(space.dtype).itemsize > 8 else space.dtype  # torch has no longer one
+        self.action_space = Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
 
     def action(self, action: np.ndarray) -> np.ndarray:
         """As the environment takes it."""
@@ -76,7 +78,9 @@ def flatten_observations(env: gym.Env) -> gym.Env:
     if not space.is_np_flattenable:
         raise gym.error.Error(f"its observations, {brief(space)}, cannot be flattened to a vector")
     if not (isinstance(space, Box) and len(space.shape) == 1):
-        env = gym.wrappers.FlattenObservation(CheckedObservation(env))
+        # Gymnasium's FlattenObservation would cast values to the dtypes of the spaces, and 473.5 to 473.
+        flatten = partial(gym.spaces.flatten, with_floats(space))
+        env = gym.wrappers.TransformObservation(CheckedObservation(env), flatten, gym.spaces.flatten_space(space))
     flat = env.observation_space
     assert isinstance(flat, Box)
     with np.errstate(over="ignore"), warnings.catch_warnings():  # a bound beyond float32 becomes infinite
@@ -85,9 +89,22 @@ def flatten_observations(env: gym.Env) -> gym.Env:
         return gym.wrappers.TransformObservation(env, to_float32, Box(*bounds, dtype=np.float32))
 
 
+def with_floats(space: gym.Space) -> gym.Space:
+    """A space with a Box of float64 in the place of each Box in it."""
+    if isinstance(space, gym.spaces.Dict):
+        return gym.spaces.Dict({name: with_floats(part) for name, part in space.items()}, sort_keys=False)
+    if isinstance(space, gym.spaces.Tuple):
+        return gym.spaces.Tuple(map(with_floats, space))
+    return Box(-np.inf, np.inf, space.shape, np.float64) if isinstance(space, Box) else space
+
+
 def to_float32(values: Any) -> np.ndarray:
-    """Values as float32."""
-    return np.asarray(values, np.float32)
+    """Values as float32. Raises a Misfit if they are not numbers."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "biufO":
+        raise Misfit("observation", f"is {array}, must be numbers")
+    with np.errstate(all="ignore"):  # the environment may have asked for errors
+        return array.astype(np.float32, copy=False)
 
 
 class Misfit(ValueError):

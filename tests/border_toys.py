@@ -4,6 +4,7 @@ All play the same task: a counter. Its observation is (start of the episode, ste
 transition is true if the second number of the successor is one more, and the first is the same.
 """
 
+import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +12,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -392,6 +395,172 @@ class Odd(Tame):
                 "narrow": box(1 + 1e-12, 1 + 2e-12, (2,), np.float64),
                 "locked": box(np.array([-1, 0.5], np.float32), np.array([1, 0.5], np.float32)),
             }[kind]
+
+
+class ChangesItsArguments(Tame):
+    """Takes its length out of a nested argument."""
+
+    def __init__(self, config: dict[str, int] | None = None, **kwargs):
+        super().__init__(length=(config or {}).pop("length", 7), **kwargs)
+
+
+class EndsItsChild(Tame):
+    """Forks a simulator, or starts one, and ends it by SIGTERM."""
+
+    def __init__(self, how="fork", when="close", **kwargs):
+        super().__init__(**kwargs)
+        self.how, self.when = how, when
+        self.begin()
+
+    def begin(self):
+        if self.how == "fork":
+            self.child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,), daemon=True)
+            self.child.start()
+        else:
+            self.child = subprocess.Popen(["sleep", "1000"])
+
+    def end(self):
+        self.child.terminate()
+        self.child.join() if self.how == "fork" else self.child.wait()
+
+    def reset(self, **kwargs):
+        if self.when == "reset":
+            self.end()
+            self.begin()
+        return super().reset(**kwargs)
+
+    def close(self):
+        self.end()
+
+
+class WantsOptions(Tame):
+    """Reads options if there are any, and does not come back to the same state."""
+
+    def reset(self, *, seed=None, options=None):
+        if options is not None:
+            options["goal"]
+        super().reset(seed=seed)
+        self.start = random.SystemRandom().randrange(1000)
+        return self.look(), {}
+
+
+class FailsInEvaluations(Tame):
+    """A reward that is not a number, in episodes with the seeds of evaluations."""
+
+    def reset(self, *, seed=None, options=None):
+        self.bad = seed is not None and seed >= 10_000
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, float("nan") if self.bad and self.t == 3 else reward, *rest
+
+
+class ForgetsItsMode(Tame):
+    """Renders, but its attribute does not say so."""
+
+    def __init__(self, render_mode=None, **kwargs):
+        super().__init__(**kwargs)
+
+
+class DrawsIntoItsFrame(Tame):
+    """One array for all frames."""
+
+    def render(self):
+        self.frame = vars(self).get("frame", np.zeros((16, 16, 3), np.uint8))
+        self.frame[:] = 30 * self.t
+        return self.frame
+
+
+class LeavesAnAlarm(Tame):
+    """Watches its simulator and forgets to switch the alarm off."""
+
+    def step(self, action):
+        def late(*_):
+            raise TimeoutError("the simulator hangs")
+
+        signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        return super().step(action)
+
+
+class WantsErrors(Tame):
+    """Makes errors of warnings, and cannot be closed."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        warnings.simplefilter("error")
+
+    def close(self):
+        raise RuntimeError("no viewer")
+
+
+class KeepsAThread(Tame):
+    """Leaves a thread, or a process, that does not end."""
+
+    def __init__(self, what="thread", **kwargs):
+        super().__init__(**kwargs)
+        if what == "thread":
+            threading.Thread(target=time.sleep, args=(1000,)).start()
+        else:
+            multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,)).start()
+
+
+class OwnsItsGenerator(Tame):
+    """Its generator is a property that cannot be set."""
+
+    def __init__(self, **kwargs):
+        self.generator = np.random.default_rng(0)
+        super().__init__(**kwargs)
+
+    @property  # type: ignore[misc]  # the habit
+    def np_random(self):
+        return self.generator
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.generator = np.random.default_rng(seed)
+        return super().reset()
+
+
+class Inexact(Tame):
+    """Structured observations with other numbers than its spaces have."""
+
+    observation_space = gym.spaces.Dict(
+        {"b": gym.spaces.Box(0, 255, (1, 2), np.uint8), "a": gym.spaces.Box(-9, 9, (1,), np.int64)}, sort_keys=False
+    )
+
+    def look(self):
+        return {"a": [2.5], "b": [[473.5, -5.0]]}
+
+
+class LeavesAChild(Tame):
+    """Forks in a step. The child leaves by sys.exit."""
+
+    def step(self, action):
+        if self.total == 260 and os.fork() == 0:
+            sys.exit(0)
+        return super().step(action)
+
+
+class Slow(Tame):
+    """Takes its time."""
+
+    def __init__(self, pause=0.05, **kwargs):
+        super().__init__(**kwargs)
+        self.pause = pause
+
+    def step(self, action):
+        time.sleep(self.pause)
+        return super().step(action)
+
+
+class Emptied(Tame):
+    """Leaves no command line."""
+
+    def __init__(self, **kwargs):
+        sys.argv = []
+        super().__init__(**kwargs)
 
 
 register: Any = gym.register  # its own type wants constructors that take any arguments

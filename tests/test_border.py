@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import border_toys
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
@@ -25,6 +27,7 @@ import sac_continuous_action as sac
 import td3_continuous_action as td3
 from steadyrl import checks, environments, episodes, errors, evaluation, policies, signals, spaces
 from steadyrl.checkpoints import load_checkpoint
+from steadyrl.noise import ExplorationNoise
 
 SHORT = (
     "--total-timesteps 300 --learning-starts 250 --batch-size 16 --buffer-size 1000 --hidden-sizes 8 --no-cuda "
@@ -605,3 +608,145 @@ def test_a_signal_during_the_saving_ends_a_closing_that_hangs(tmp_path):
     done = run_killed(tmp_path, "write", 1, *flags, "--episode-replay", "plain", signals="TERM")
     assert done.returncode == 143, done.stdout + done.stderr
     assert "a checkpoint of step 269 is saved" in done.stdout
+
+
+def test_an_environment_that_changes_its_arguments(tmp_path):
+    """Each instance gets the arguments as they were typed, and args.json has them."""
+    done = script("ChangesItsArguments", "--num-envs", "2", cwd=tmp_path, config={"length": 3})
+    assert done.returncode == 0
+    folder = only_run(tmp_path)
+    assert json.loads((folder / "args.json").read_text())["args"]["env_kwargs"] == {"config": {"length": 3}}
+    assert json.loads((folder / "evaluation.json").read_text())["lengths"] == [3, 3]
+
+
+@pytest.mark.parametrize("how", ["fork", "start"])
+@pytest.mark.parametrize("when", ["close", "reset"])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_an_environment_that_ends_its_child(tmp_path, how, when, vectorization):
+    """SIGTERM ends the child, though the run, and a worker, do not end by it."""
+    words = f"--vectorization {vectorization} --num-envs 2 --eval-frequency 150 --worker-timeout 10".split()
+    kwargs = json.dumps({"how": how, "when": when})
+    words += [
+        "--env-id",
+        "border_toys:EndsItsChild-v0",
+        *SHORT.replace("--eval-frequency 0", "").split(),
+        "--env-kwargs",
+        kwargs,
+    ]
+    done = run_script(ROOT / "ddpg_continuous_action.py", *words, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
+    assert done.returncode == 0 and "SIGTERM received" not in done.stdout and "could not be closed" not in done.stderr
+
+
+def test_an_environment_that_reads_its_options_is_resumed(tmp_path):
+    assert script("WantsOptions", cwd=tmp_path).returncode == 0
+    done = main_in_this_process("--resume", str(only_run(tmp_path)), "--total-timesteps", "310", cwd=tmp_path)
+    assert done.returncode == 0 and "its episode is cut off" in done.stdout
+
+
+def test_a_value_of_an_evaluation_that_is_not_finite_costs_no_step(tmp_path):
+    done = script("FailsInEvaluations", "--eval-frequency", "280", cwd=tmp_path)
+    assert done.returncode == 1 and "error: step 3: reward of environment 0 is not finite: nan" in done.stderr
+    checkpoint = load_checkpoint(only_run(tmp_path) / "checkpoints")
+    assert checkpoint is not None and checkpoint["run"]["global_step"] == 280
+
+
+def test_a_mode_of_rendering_that_is_forgotten_is_refused(tmp_path):
+    done = script("ForgetsItsMode", "--capture-video", cwd=tmp_path)
+    refused(done, "--capture-video: ForgetsItsMode-v0 has the render_mode None")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_film_of_a_renderer_that_draws_into_its_frame():
+    with closing(environments.make_replayable_env(border_args("DrawsIntoItsFrame"), render_mode="rgb_array")) as env:
+        env.reset(seed=0)
+        frames = [env.render()]
+        for _ in range(3):
+            env.step(np.zeros(2, np.float32))
+            frames.append(env.render())
+    assert [frame.max() for frame in frames] == [0, 30, 60, 90]
+
+
+@pytest.mark.timeout(0)  # which sets an alarm of its own
+def test_an_alarm_that_is_left_does_not_go_off(run):
+    run(border_args("LeavesAnAlarm"))
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_an_environment_that_makes_errors_of_warnings(tmp_path):
+    with pytest.warns(UserWarning, match="could not be closed"):
+        assert script("WantsErrors", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("what", ["thread", "process"])
+@pytest.mark.parametrize(("words", "status"), [("", 0), ("--buffer-size 999999999999", 2)])
+def test_what_an_environment_leaves_behind_does_not_keep_the_process(tmp_path, what, words, status):
+    flags = (
+        f"--env-id border_toys:KeepsAThread-v0 {SHORT} --env-kwargs {json.dumps({'what': what}, separators=(',', ':'))} {words}"
+    )
+    code = "import ddpg_continuous_action, steadyrl.command_line as line; line.PATIENCE = 0.1; ddpg_continuous_action.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags.split()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == status and "threads or processes that do not end" in done.stdout
+
+
+def test_a_generator_that_cannot_be_set(run):
+    assert checks.check(border_args("OwnsItsGenerator", episode_replay="auto")).replay == "plain"
+
+
+def test_structured_observations_are_stored_as_they_came(run):
+    """Not cast to whole numbers, and in the order of their space."""
+    assert (run(border_args("Inexact")).rb.observations[:300] == np.float32([473.5, -5, 2.5])).all()
+
+
+def test_a_child_that_leaves_a_step_is_not_the_run(tmp_path):
+    """It would save a checkpoint, and print an error, of a run that goes on."""
+    words = ["--env-id", "border_toys:LeavesAChild-v0", *SHORT.split()]
+    done = run_script(ROOT / "ddpg_continuous_action.py", *words, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
+    assert done.returncode == 0 and "error" not in done.stderr and "checkpoint" not in done.stdout
+
+
+def test_an_environment_that_empties_the_command_line(tmp_path):
+    done = script("Emptied", cwd=tmp_path)
+    assert done.returncode == 0 and "to go on: python ddpg_continuous_action.py --resume" in done.stdout
+
+
+def test_a_long_episode_is_replayed_in_the_time_of_its_steps(run):
+    """Each step may take the --worker-timeout; a replay makes many steps in one exchange."""
+    args = border_args("Slow", vectorization="async", num_envs=2, worker_timeout=1, env_kwargs={"pause": 0.05, "length": 100})
+    with closing(environments.make_envs(args, "")) as envs:
+        envs.reset(seed=0)
+        for _ in range(30):
+            envs.step(np.zeros((2, 2), np.float32))
+        state = envs.state_dict()
+    with closing(environments.make_envs(args, "")) as envs:
+        envs.load_state_dict(state)
+        assert not envs.cut_off.any()
+
+
+@pytest.mark.parametrize(("dtype", "high"), [(np.longdouble, 1), (np.float16, 40_000)])
+def test_dtypes_of_actions(run, dtype, high):
+    """Torch has no long double; the range of these float16 bounds is more than a float16 holds."""
+    space = gym.spaces.Box(-high, high, (2,), dtype)
+
+    class Env(border_toys.Tame):
+        action_space = space
+
+    noise = ExplorationNoise("gaussian", spaces.flatten_actions(Env()).action_space, np.random.RandomState(0), 0.1)
+    assert np.isfinite(noise.half_range).all() and spaces.flatten_actions(Env()).action_space.dtype in (np.float64, np.float16)
+
+
+@pytest.mark.parametrize("value", [[1, 2j], ["1", "b"]])
+def test_observations_that_are_no_numbers(value):
+    with pytest.raises(spaces.Misfit, match="must be numbers"):
+        spaces.to_float32(value)
+
+
+def test_numpy_errors_that_an_environment_asked_for():
+    with np.errstate(all="raise"):
+        assert (spaces.to_float32([1e-60, 1e300]) == np.float32([0, np.inf])).all()
