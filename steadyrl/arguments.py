@@ -33,10 +33,11 @@ LARGEST = 10**15  # of which a float64 still knows each whole number
 Count = Annotated[int, Must("a whole number, 1 or more and at most 10^15", lambda n: 1 <= n <= LARGEST)]
 CountOrZero = Annotated[int, Must("a whole number, 0 or more and at most 10^15", lambda n: 0 <= n <= LARGEST)]
 Threads = Annotated[int, Must("a whole number, 1 to 1024", lambda n: 1 <= n <= 1024)]  # of a billion PyTorch dies
-Positive = Annotated[float, Must("above 0 and finite", lambda x: 0 < x < math.inf)]
+FLOAT32 = 3.4028234e38  # the largest that PyTorch calculates with
+Positive = Annotated[float, Must("above 0 and finite as float32", lambda x: 0 < x <= FLOAT32)]
 Seconds = Annotated[float, Must("above 0 and at most 1,000,000", lambda x: 0 < x <= 1e6)]  # a clock cannot count to 1e300
-NonNegative = Annotated[float, Must("0 or more and finite", lambda x: 0 <= x < math.inf)]
-Finite = Annotated[float, Must("finite", math.isfinite)]
+NonNegative = Annotated[float, Must("0 or more and finite as float32", lambda x: 0 <= x <= FLOAT32)]
+Finite = Annotated[float, Must("finite as float32", lambda x: abs(x) <= FLOAT32)]
 Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
 Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
 Discount = Probability

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from steadyrl.errors import UsageError
-from steadyrl.files import make_folder, new_file, sha256, sync_folder
+from steadyrl.files import new_file, sha256, sync_folder
 from steadyrl.output import say
 from steadyrl.run_folder import list_checkpoints, step_of
 
@@ -27,7 +27,7 @@ class Stateful(Protocol):
 
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint has the very bytes that were written."""
-    return checkpoint.name.split(".")[1] == sha256(checkpoint)
+    return checkpoint.exists() and checkpoint.name.split(".")[1] == sha256(checkpoint)
 
 
 def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep: int) -> None:
@@ -39,7 +39,8 @@ def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep:
     Raises:
         OSError: if it cannot be written; a part that was written is removed.
     """
-    make_folder(folder)
+    folder.mkdir(exist_ok=True)  # not the run's folder: if that is gone, it must not come back without its arguments
+    sync_folder(folder.parent)
     with new_file(folder / f"{global_step:012d}.pt", partial(torch.save, state | {"format": FORMAT})) as unfinished:
         place = folder / f"{global_step:012d}.{sha256(unfinished)}.pt"
         unfinished.rename(place)

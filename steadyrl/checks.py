@@ -72,7 +72,7 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
     kind = getattr(args, "replay", "uniform")  # not every script has this flag
     needed += {"prioritized": 16 << (args.buffer_size - 1).bit_length(), "hindsight": 8 * args.buffer_size}.get(kind, 0)
     available = available_memory()
-    if needed > available:
+    if needed > available and not args.evaluate:
         raise UsageError(
             f"--buffer-size {args.buffer_size}: needs {needed / 1e9:.1f} GB of memory, "
             f"must be at most {available // (needed // args.buffer_size)} for the {available / 1e9:.1f} GB available"

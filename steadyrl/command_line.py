@@ -41,7 +41,7 @@ def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: P
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
     if flag == "--evaluate":
-        saved.capture_video = saved.upload_model = False  # only when asked now
+        saved.capture_video = saved.upload_model = saved.track = False  # only when asked now
         saved.export = saved.model = saved.eval_seed = None
     args = parse_args(args_class, argv, saved)
     for name in vars(args):

@@ -38,7 +38,10 @@ def set_up_cache() -> None:
         os.makedirs(place, exist_ok=True)
         tempfile.TemporaryFile(dir=place).close()
     except (OSError, KeyError) as error:  # KeyError: this user has no name
-        place = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="torchinductor_")
+        try:
+            place = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="torchinductor_")
+        except OSError:  # eager code needs none
+            return
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         say(f"PyTorch cannot keep compiled code in its cache ({error}), so this run uses a new one")
 

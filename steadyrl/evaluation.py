@@ -139,7 +139,7 @@ def final_evaluation(
     model = choose_model(folder, args.model)
     if model:
         load_model(agent, model)
-    video_folder = Path(args.output, "videos", folder.name).absolute() if args.capture_video else None
+    video_folder = Path(args.output, "videos", folder.resolve().name).absolute() if args.capture_video else None
     place = folder / ("evaluate.json" if global_step is None else "evaluation.json")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"--evaluate {folder}: must be a folder that a result can be written to")

@@ -145,7 +145,9 @@ def make_folder(folder: Path) -> None:
 
 def shown(path: Path) -> Path:
     """A path as the user would give it: relative to the working directory, if it is inside it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    with contextlib.suppress(OSError, ValueError):  # the working directory was removed, or the path is elsewhere
+        return path.relative_to(Path.cwd())
+    return path
 
 
 class WriteOrWarn:

@@ -245,7 +245,11 @@ def main() -> int:
             options.to.mkdir()
         except OSError as error:
             raise UsageError(f"--to {options.to}: must be a folder that can be made ({error.strerror})") from None
-        build_folder(args, script.agent_class.__name__, options.run, repo_id_of(args), options.to)
+        try:
+            build_folder(args, script.agent_class.__name__, options.run, repo_id_of(args), options.to)
+        except Exception as error:  # a damaged model or record, a full disk: many types
+            shutil.rmtree(options.to)
+            raise UsageError(f"{options.run}: could not be copied to {options.to} ({in_one_line(error)})") from error
         say(f"{options.run} is copied to {options.to}")
     except (UsageError, UploadError, ImportError, SyntaxError, AttributeError, FileNotFoundError) as error:
         report(error)

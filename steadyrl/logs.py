@@ -165,7 +165,8 @@ class EventWriter(SummaryWriter):
         """Open a file if none is open. TensorBoard reads the files of a folder in the order of their names, which begin with
         the second of the clock. So this one gets a later second than all others, whatever the clock says."""
         if self.file_writer is None and self.again < math.inf:
-            seconds = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
+            names = os.listdir(self.log_dir)  # an error if the folder is gone; TensorBoard would make it again
+            seconds = (name.split(".")[3] for name in names if name.startswith("events.out.tfevents."))
             last = max((int(second) for second in seconds if second.isdecimal() and second.isascii()), default=0)
             times = itertools.chain([max(time.time(), last + 1)], iter(time.time, None))  # TensorBoard's first call names it
             with unittest.mock.patch.object(event_file_writer, "time", SimpleNamespace(time=lambda: next(times))):

@@ -51,7 +51,10 @@ def versions(env_id: str) -> dict[str, str]:
     """
     packages = ("torch", "gymnasium", "mujoco", "numpy", "stable-baselines3")
     found = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    entry = gym.spec(env_id.rpartition(":")[2]).entry_point
+    try:
+        entry = gym.spec(env_id.rpartition(":")[2]).entry_point
+    except gym.error.Error:  # an id without its version, which gymnasium.make adds
+        return found
     module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
     if owners := packages_distributions().get(module.partition(".")[0]):
         return found | {name: version(name) for name in owners}

@@ -99,7 +99,7 @@ class Run:
         if self.checkpoint:
             refuse_changes(args, self.checkpoint.get("run", {}), str(shown(self.folder)))
         with contextlib.ExitStack() as stack:
-            stack.enter_context(lock_folder(self.folder, new=args.resume is None))
+            self.check_folder = stack.enter_context(lock_folder(self.folder, new=args.resume is None))
             remove_unfinished(self.folder)
             if self.checkpoint:
                 self.load_state_dict(self.checkpoint["run"])
@@ -359,6 +359,7 @@ class Run:
 
     def evaluate_and_save(self, agent: Agent, save_due: bool) -> None:
         """Evaluate if that is due, then save if that is due or if it ends the training, then stop if a signal asked for it."""
+        self.check_folder()
         if self.args.save_model and (self.evaluation_due or not self.unfinished):
             self.write_or_warn(self.folder / "model.pt", save_model, agent, self.folder / "model.pt")
         if self.evaluation_due:

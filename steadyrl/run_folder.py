@@ -7,9 +7,10 @@ import contextlib
 import csv
 import json
 import math
+import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import filelock
 
 from steadyrl.arguments import RunArgs
-from steadyrl.errors import UsageError
+from steadyrl.errors import TrainingError, UsageError
 from steadyrl.files import UNFINISHED, make_folder, shown, sync_folder
 from steadyrl.output import say
 
@@ -35,12 +36,17 @@ TRAINING = re.compile(
 def ours(folder: Path, names: re.Pattern[str]) -> list[Path]:
     """The files in a folder, or links to files, whose full names match a pattern, sorted; none if there is no such folder.
 
+    A link that leads nowhere counts: what it leads to may be on a disk that is not there now.
+
     Raises:
         OSError: if the folder cannot be read.
     """
     try:
-        return sorted(path for path in folder.iterdir() if names.fullmatch(path.name) and path.is_file())
+        paths = [path for path in folder.iterdir() if names.fullmatch(path.name)]
+        return sorted(path for path in paths if path.is_file() or not path.exists())
     except FileNotFoundError:
+        if folder.is_symlink():
+            raise
         return []
 
 
@@ -118,18 +124,21 @@ def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path, new: bool) -> Iterator[None]:
+def lock_folder(folder: Path, new: bool) -> Iterator[Callable[[], None]]:
     """Lock the run's folder for this process: no other process can train the run while this one exists.
 
     Args:
         new: it is the folder of a new run, and is removed if it cannot be locked.
+
+    Returns:
+        a function that raises a TrainingError if the folder is not there any more, or if another process has locked it.
 
     Raises:
         UsageError: if another process has it, if it is read-only, or if its file system has no locks.
     """
     lock = filelock.FileLock(folder / ".lock", fallback_to_soft=False)  # a soft one outlives a killed process
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.5)  # not at once: a sweep that looks whether a run is locked has the lock for a moment
     except filelock.Timeout:
         raise UsageError(f"--resume {shown(folder)}: another process is training this run") from None
     except OSError as error:  # ENOSYS where a file system has no locks
@@ -138,8 +147,27 @@ def lock_folder(folder: Path, new: bool) -> Iterator[None]:
             (folder / ".lock").unlink(missing_ok=True)
             folder.rmdir()
         raise UsageError(f"{what}: must be a folder where files can be written and locked ({error.strerror})") from error
+    opened = os.stat(folder), os.stat(folder / ".lock")
+
+    def check() -> None:
+        nonlocal opened
+        with contextlib.suppress(OSError):
+            if os.path.samestat(opened[1], os.stat(folder / ".lock")):
+                return
+        if not (folder.exists() and os.path.samestat(opened[0], os.stat(folder))):
+            raise TrainingError(
+                f"{shown(folder)} was moved or removed while its run trained, so nothing more can be saved. If it was moved, "
+                "its checkpoints moved with it: resume it in its new place"
+            )
+        lock.release()  # the file alone was removed, by somebody who cleaned up
+        try:
+            lock.acquire(timeout=0.5)
+        except filelock.Timeout:
+            raise TrainingError(f"{shown(folder)}: its .lock was removed, and another process trains this run now") from None
+        opened = opened[0], os.stat(folder / ".lock")
+
     try:
-        yield
+        yield check
     finally:
         lock.release()
 

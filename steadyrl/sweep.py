@@ -130,7 +130,10 @@ class Job:
     def folder(self) -> Path | None:
         """The newest run folder with exactly these arguments, also if an older version of the script made it."""
         found, script = [], self.script.stem
+        ours = re.compile(rf"{re.escape(self.name)}__\d+(-\d+)?")  # not a copy, which a user gave another name
         for path in Path("runs").glob(f"{self.name}__*/args.json"):
+            if not ours.fullmatch(path.parent.name):
+                continue
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged
                 saved = json.loads(path.read_text())["args"].items()
                 if self.defaults | {name: value for name, value in saved if not is_harmless(script, name, value)} == self.args:

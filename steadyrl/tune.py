@@ -86,6 +86,8 @@ class Tuner:
                 raise UsageError(f"{odd[0]} must be a list of values, or a table with low and high")
             self.space = {name: make[type(choice)](choice) for name, choice in table.items()}
             for name, kind in self.space.items():
+                if name in ("seed", "eval_frequency"):
+                    raise UsageError(f"{name} must be left out: each setting has the same seeds and the same evaluations")
                 for value in (kind.low, kind.high) if isinstance(kind, kinds.FloatDistribution) else kind.choices:
                     self.jobs("tune", {name: value})
         except (OSError, ValueError, TypeError, KeyError, AttributeError, UsageError) as error:

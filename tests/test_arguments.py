@@ -122,7 +122,7 @@ def test_a_bad_argument_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--policy-noise", "--noise-clip"])
-@pytest.mark.parametrize("value", ["-0.1", "nan", "inf"])
+@pytest.mark.parametrize("value", ["-0.1", "nan", "inf", "1e+308"])
 def test_a_bad_smoothing_is_refused(flag, value, tmp_path):
     done = main_in_this_process(flag, value, cwd=tmp_path, script="td3_continuous_action")
     refused(done, f"{flag} {value}: must be 0 or more")

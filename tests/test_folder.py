@@ -22,7 +22,7 @@ from test_faults import TOY, full_disk
 from test_resume import finish, only_run
 
 import ddpg_continuous_action as ddpg
-from steadyrl import files, hub, output, policies, record, run_folder, sweep
+from steadyrl import arguments, checks, device, files, hub, output, policies, record, run_folder, sweep
 from steadyrl.errors import TrainingError, UsageError
 
 SCRIPT = ROOT / "ddpg_continuous_action.py"
@@ -675,3 +675,101 @@ def test_a_request_to_save_before_training_ends_nothing(tmp_path):
     words = [*SHORT.split(), "--env-id", "toys:Signals-v0", "--episode-replay", "auto"]
     done = run_script(SCRIPT, *words, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
     assert done.returncode == 0, done.stderr
+
+
+TINY = (
+    "--total-timesteps 300 --learning-starts 250 --batch-size 16 --buffer-size 1000 --hidden-sizes 8 --no-cuda "
+    "--eval-frequency 0 --final-episodes 1"
+)
+
+
+@pytest.mark.parametrize("how", ["moved", "removed"])
+def test_a_folder_that_goes_away_ends_the_training(run, tmp_path, how):
+    """Half of the run must not land in a new folder of the old name, without its arguments."""
+    places = []
+
+    class GoesAway(ddpg.DDPG):
+        def update(self, *args, **kwargs):
+            if not places:
+                (folder,) = (tmp_path / "runs").iterdir()
+                places.append(folder)
+                folder.rename(tmp_path / "elsewhere") if how == "moved" else shutil.rmtree(folder)
+            return super().update(*args, **kwargs)
+
+    with pytest.raises(TrainingError, match="was moved or removed while its run trained"):
+        run(quick_args(output=str(tmp_path), checkpoint_frequency=100), GoesAway)
+    assert places and not list(tmp_path.rglob("runs/*/*"))
+    if how == "moved":
+        assert {"args.json", "checkpoints"} <= {path.name for path in (tmp_path / "elsewhere").iterdir()}
+
+
+def test_a_lock_that_is_removed_is_taken_again_unless_another_process_has_it(tmp_path):
+    with run_folder.lock_folder(tmp_path, new=False) as check:
+        (tmp_path / ".lock").unlink()
+        check()
+        with pytest.raises(UsageError, match="another process is training"), run_folder.lock_folder(tmp_path, new=False):
+            pass
+        (tmp_path / ".lock").unlink()
+        with (
+            run_folder.lock_folder(tmp_path, new=False),
+            pytest.raises(TrainingError, match="another process trains this run"),
+        ):
+            check()
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_checkpoints_on_a_disk_that_is_not_there_are_no_new_start(finished, tmp_path, what):
+    path = finished / "checkpoints"
+    path = path if what == "folder" else run_folder.list_checkpoints(path)[0]
+    shutil.move(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "not there")
+    for other in run_folder.list_checkpoints(finished / "checkpoints") if what == "file" else ():
+        if other != path:
+            other.unlink()
+    before = sorted(finished.iterdir())
+    done = main_in_this_process("--resume", str(finished), "--total-timesteps", "400", cwd=tmp_path)
+    refused(done, "--resume", "cannot be read" if what == "folder" else "must hold an undamaged checkpoint")
+    assert sorted(finished.iterdir()) == before
+
+
+def test_an_evaluation_needs_neither_the_memory_of_a_training_nor_its_packages(finished, tmp_path, monkeypatch):
+    write_saved_args(finished, track=True)
+    monkeypatch.setattr(checks, "available_memory", lambda: 1)
+    monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda name: None)
+    assert main_in_this_process("--evaluate", str(finished), cwd=tmp_path).returncode == 0
+
+
+def test_an_id_without_its_version(tmp_path):
+    done = main_in_this_process(*f"--env-id Pendulum {TINY}".split(), cwd=tmp_path)
+    assert done.returncode == 0 and (only_run(tmp_path) / "evaluation.json").exists()
+
+
+def test_a_path_is_shown_where_the_working_directory_is_gone(tmp_path, monkeypatch):
+    (folder := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert files.shown(tmp_path / "x") == tmp_path / "x"
+
+
+@pytest.mark.parametrize("damage", ["model", "result"])
+def test_a_damaged_run_is_not_half_copied_for_the_hub(finished, tmp_path, monkeypatch, capsys, damage):
+    if damage == "model":
+        model = finished / "best_model.pt"
+        model.write_bytes(model.read_bytes()[:3000])
+    else:
+        result = json.loads((finished / "evaluation.json").read_text())
+        del result["std"]
+        (finished / "evaluation.json").write_text(json.dumps(result))
+    monkeypatch.setattr(sys, "argv", ["hub", str(finished), "--to", str(tmp_path / "to")])
+    assert hub.main() == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1 and not (tmp_path / "to").exists()
+
+
+def test_no_temporary_folder_is_no_error(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("No usable temporary directory")
+
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(device.tempfile, "gettempdir", missing)
+    monkeypatch.setattr(device.tempfile, "mkdtemp", missing)
+    device.set_up_cache()

@@ -280,6 +280,15 @@ def test_no_more_runs_side_by_side_than_workers(monkeypatch):
     assert sweep.run_here(jobs, jobs, workers=2) == 0 and max(most) == 2 and len(most) == 5
 
 
+def test_a_copy_of_a_run_is_not_taken_for_it():
+    job = quick_job("end")
+    run = write_run(job, finished=True)
+    shutil.copytree(run, f"{run}.bak")
+    (Path(f"{run}.bak") / "evaluation.json").unlink()
+    os.utime(Path(f"{run}.bak") / "args.json", (9, 9))
+    assert job.folder() == run and job.status({})[0] == "finished"
+
+
 def stop_when_started(scripts: int, number: int) -> None:
     """Send a signal to this process once that many scripts were started."""
 

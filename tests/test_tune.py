@@ -73,6 +73,8 @@ def value(x: float, y: str) -> float:
         ("--settings a='--z 1'", SPACE, "--z"),
         ("--settings a='--eval-frequency 0'", SPACE, "--eval-frequency 0: must be 1 or more"),
         ("--trials 0", SPACE, "--trials 0: must be a whole number, 1 or more"),
+        ("", "[toy_script]\nseed = [11]", "seed must be left out"),
+        ("", "[toy_script]\neval_frequency = [0, 5]", "eval_frequency must be left out"),
         ("--space nowhere.toml", SPACE, "--space nowhere.toml, table [toy_script]: "),
         ("", "[other]\nx = [1]", "table [toy_script]: is missing"),
         ("", "[toy_script]\nx = [1", "table [toy_script]: "),
