@@ -21,6 +21,13 @@ import tyro
 from steadyrl.errors import UsageError
 from steadyrl.family import removed
 
+# What `--evaluate` and `--resume` take on top of the saved arguments. Anything else would make it another run.
+EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
+EVALUATE_MAY_CHANGE |= {"model", "eval_seed", "render"}
+RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
+RESUME_MAY_CHANGE |= {"final_episodes", "track", "capture_video", "num_threads", "accelerate"}
+RESUME_MAY_CHANGE |= {"output", "upload_model", "hf_entity"}
+
 
 class Must(NamedTuple):
     """What the value of a flag must be. Each test is written so that NaN, which compares false with everything, fails."""

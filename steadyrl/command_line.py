@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from steadyrl.agent import Agent
-from steadyrl.arguments import A, RunArgs, check_args, parse_args
+from steadyrl.arguments import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, A, RunArgs, check_args, parse_args
 from steadyrl.checks import check
 from steadyrl.device import set_up_device
 from steadyrl.environments import make_env
@@ -26,7 +26,7 @@ from steadyrl.hub import check_upload, upload
 from steadyrl.models import choose_model, initial_model_of, load_initial_model
 from steadyrl.output import guard, report, say
 from steadyrl.policies import export_onnx
-from steadyrl.record import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, load_args
+from steadyrl.record import load_args
 from steadyrl.signals import PATIENCE, SAVE_SIGNALS, end, raise_interrupt
 
 

@@ -18,7 +18,7 @@ from typing import Any, get_type_hints
 import gymnasium as gym
 import torch
 
-from steadyrl.arguments import A, RunArgs, as_typed, check_each, script_name
+from steadyrl.arguments import RESUME_MAY_CHANGE, A, RunArgs, as_typed, check_each, script_name
 from steadyrl.errors import UsageError
 from steadyrl.family import is_harmless, removed
 from steadyrl.files import sha256, write_new
@@ -30,12 +30,6 @@ DEPENDENCIES = (
     *("torch", "gymnasium[mujoco]", "mujoco", "numpy", "tyro", "tensorboard", "stable-baselines3", "tqdm", "psutil"),
     *("filelock", "moviepy"),
 )
-# What `--evaluate` and `--resume` take on top of the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
-EVALUATE_MAY_CHANGE |= {"model", "eval_seed", "render"}
-RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
-RESUME_MAY_CHANGE |= {"final_episodes", "track", "capture_video", "num_threads", "accelerate"}
-RESUME_MAY_CHANGE |= {"output", "upload_model", "hf_entity"}
 
 
 def pins() -> list[str]:

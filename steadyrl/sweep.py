@@ -31,7 +31,7 @@ import filelock
 from tqdm import tqdm
 
 from steadyrl import arguments
-from steadyrl.arguments import check_args, parse_args
+from steadyrl.arguments import RESUME_MAY_CHANGE, check_args, parse_args
 from steadyrl.errors import UsageError, in_one_line
 from steadyrl.family import FOLDER, find_script, import_script, is_harmless
 from steadyrl.output import guard, printable, report, say, show
@@ -128,17 +128,24 @@ class Job:
         return "\n".join([printable(line) for line in text.splitlines() if line][-number:])
 
     def folder(self) -> Path | None:
-        """The newest run folder with exactly these arguments, also if an older version of the script made it."""
-        found, script = [], self.script.stem
+        """The newest run folder with these arguments, also if an older version of the script made it.
+
+        If there is none, flags may differ that --resume can change: a user may have resumed the run on another machine.
+        """
+        exact, alike, script = [], [], self.script.stem
+        kept = RESUME_MAY_CHANGE - {"total_timesteps", "eval_frequency"}  # with others of these it is another result
         ours = re.compile(rf"{re.escape(self.name)}__\d+(-\d+)?")  # not a copy, which a user gave another name
         for path in Path("runs").glob(f"{self.name}__*/args.json"):
             if not ours.fullmatch(path.parent.name):
                 continue
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged
-                saved = json.loads(path.read_text())["args"].items()
-                if self.defaults | {name: value for name, value in saved if not is_harmless(script, name, value)} == self.args:
-                    found.append(path)
-        return max(found, key=lambda path: path.stat().st_mtime).parent if found else None
+                recorded = json.loads(path.read_text())["args"].items()
+                saved = self.defaults | {name: value for name, value in recorded if not is_harmless(script, name, value)}
+                if saved == self.args:
+                    exact.append(path)
+                elif saved | {name: self.args[name] for name in kept & self.args.keys()} == self.args:
+                    alike.append(path)
+        return max(exact or alike, key=lambda path: path.stat().st_mtime).parent if exact or alike else None
 
     def status(self, queue: dict[str, str]) -> Status:
         """The state of the run, from its folder, the locks, the end of the log and SLURM's queue (see `read_queue`)."""

@@ -289,6 +289,17 @@ def test_a_copy_of_a_run_is_not_taken_for_it():
     assert job.folder() == run and job.status({})[0] == "finished"
 
 
+def test_a_run_that_was_resumed_by_hand_with_another_flag_is_still_the_run():
+    job = quick_job("end")
+    job.args |= {"num_threads": None}
+    run = write_run(job, time=5, finished=True, num_threads=1)
+    assert job.folder() == run and job.status({})[0] == "finished"
+    exact = write_run(job, time=4)
+    assert job.folder() == exact
+    other = write_run(quick_job("other"), time=6, num_threads=1)
+    assert quick_job("end").folder() not in (run, other)
+
+
 def stop_when_started(scripts: int, number: int) -> None:
     """Send a signal to this process once that many scripts were started."""
 
