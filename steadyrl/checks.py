@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -16,7 +17,9 @@ from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, coming_back, has_dis
 from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
 from steadyrl.errors import EnvError, UsageError
 from steadyrl.hindsight_replay import Goals, find_goals
+from steadyrl.models import choose_model
 from steadyrl.output import say
+from steadyrl.record import load_record
 from steadyrl.replay_buffer import available_memory, buffer_bytes
 from steadyrl.spaces import Spaces, changes
 
@@ -77,7 +80,7 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
             f"--buffer-size {args.buffer_size}: needs {needed / 1e9:.1f} GB of memory, "
             f"must be at most {available // (needed // args.buffer_size)} for the {available / 1e9:.1f} GB available"
         )
-    if getattr(args, "autotune", False) and isinstance(action_space, gym.spaces.Box):  # a flag of SAC
+    if getattr(args, "autotune", False) and isinstance(action_space, gym.spaces.Box):  # not every script has this flag
         widths = (action_space.high - action_space.low)[action_space.high > action_space.low].astype(np.float64)
         most, target = np.log(widths).sum(), -math.prod(action_space.shape)  # the uniform distribution has the most entropy
         if most < target:
@@ -92,6 +95,25 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
         raise UsageError("--render: needs a display, but DISPLAY and WAYLAND_DISPLAY are not set; --capture-video needs none")
     for change in changes(env.given_spaces, (obs_space, action_space)):
         say(f"{args.env_id}: {change}")
+
+
+def initial_model_of(args: RunArgs) -> Path:
+    """The model that --init-from means.
+
+    Raises:
+        UsageError: if there is none, or if its networks have another --activation, which no weight shows.
+    """
+    run_dir = str(args.init_from)
+    try:
+        path = choose_model(Path(run_dir), None)
+    except OSError as error:
+        raise UsageError(f"--init-from {run_dir[:200]}: cannot be read ({error.strerror})") from error
+    if path is None:
+        raise UsageError(f"--init-from {run_dir}: must hold a best_model.pt or a model.pt")
+    own = getattr(args, "activation", None)  # of a script that has this flag
+    if own != (other := load_record(Path(run_dir))["args"].get("activation", own)):
+        raise UsageError(f"--activation {own}: must be that of --init-from {run_dir}, {other}")
+    return path
 
 
 def check_goals(args: RunArgs) -> Goals:

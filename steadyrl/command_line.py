@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from steadyrl.agent import Agent
 from steadyrl.arguments import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, A, RunArgs, check_args, parse_args
-from steadyrl.checks import check
+from steadyrl.checks import check, initial_model_of
 from steadyrl.device import set_up_device
 from steadyrl.environments import make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
 from steadyrl.hub import check_upload, upload
-from steadyrl.models import choose_model, initial_model_of, load_initial_model
+from steadyrl.models import choose_model, load_initial_model
 from steadyrl.output import guard, report, say
 from steadyrl.policies import export_onnx
 from steadyrl.record import load_args

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 
 from steadyrl.agent import Agent
-from steadyrl.arguments import RunArgs
 from steadyrl.errors import TrainingError, UsageError
 from steadyrl.files import replace_file
-from steadyrl.record import load_record
 
 Weights = dict[str, dict[str, Any]]  # the state of each network, by its name
 
@@ -67,25 +65,6 @@ def save_weights(weights: Weights, path: Path) -> None:
 def save_model(agent: Agent, path: Path) -> None:
     """Write an agent's model. Raises a TrainingError if a weight is not finite; the file stays as it was."""
     save_weights(weights_of(agent), path)
-
-
-def initial_model_of(args: RunArgs) -> Path:
-    """The model that --init-from means.
-
-    Raises:
-        UsageError: if there is none, or if its networks have another --activation, which no weight shows.
-    """
-    run_dir = str(args.init_from)
-    try:
-        path = choose_model(Path(run_dir), None)
-    except OSError as error:
-        raise UsageError(f"--init-from {run_dir[:200]}: cannot be read ({error.strerror})") from error
-    if path is None:
-        raise UsageError(f"--init-from {run_dir}: must hold a best_model.pt or a model.pt")
-    own = getattr(args, "activation", None)  # of a script that has this flag
-    if own != (other := load_record(Path(run_dir))["args"].get("activation", own)):
-        raise UsageError(f"--activation {own}: must be that of --init-from {run_dir}, {other}")
-    return path
 
 
 def load_initial_model(agent: Agent, run_dir: str, model: Path) -> None:

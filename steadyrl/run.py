@@ -21,7 +21,7 @@ from steadyrl.acceleration import accelerate, check_mode, choose_mode
 from steadyrl.agent import Agent, AnyAgent
 from steadyrl.arguments import RunArgs
 from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
-from steadyrl.checks import check, check_goals
+from steadyrl.checks import check, check_goals, initial_model_of
 from steadyrl.device import Defaults, set_up_device
 from steadyrl.environments import check_finite, make_envs
 from steadyrl.episodes import TrainingEnvs
@@ -30,7 +30,7 @@ from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_eva
 from steadyrl.files import WriteOrWarn, replace_file, sha256, shown, write_csv, write_json
 from steadyrl.hindsight_replay import HindsightSampling
 from steadyrl.logs import Log, start_wandb
-from steadyrl.models import Weights, check_weights, initial_model_of, load_initial_model, save_model, save_weights, weights_of
+from steadyrl.models import Weights, check_weights, load_initial_model, save_model, save_weights, weights_of
 from steadyrl.noise import RandomNumbers
 from steadyrl.output import open_standard_files, say
 from steadyrl.prioritized_replay import PrioritizedSampling
