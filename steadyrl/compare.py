@@ -18,6 +18,7 @@ Paper: "Deep reinforcement learning at the edge of the statistical precipice", a
 
 import csv
 import json
+import os
 import re
 import sys
 import textwrap
@@ -135,6 +136,8 @@ class Panel(NamedTuple):
 def find_folders(patterns: Sequence[str]) -> dict[Path, str | None]:
     """The folders that the patterns name, each with the name of its group, if it was given one (the last, if several).
 
+    A pattern skips folders with nothing in them: somebody pressed Ctrl-C when a run began.
+
     Raises:
         UsageError: if a pattern matches no folder.
     """
@@ -143,7 +146,9 @@ def find_folders(patterns: Sequence[str]) -> dict[Path, str | None]:
         named = None if Path(pattern).exists() else re.fullmatch(r"([^=/]+)=(.+)", pattern)
         name, paths = named.groups() if named else (None, pattern)
         matches = [paths] if Path(paths).exists() else sorted(glob(paths, recursive=True))
-        found = [path for path in map(Path, matches) if path.is_dir()]
+        found = [
+            path for path in map(Path, matches) if path.is_dir() and (paths == str(path) or {*os.listdir(path)} - {".lock"})
+        ]
         if not found:
             raise UsageError(f"{paths}: no such folder")
         folders |= {folder: name or folders.get(folder) for folder in found}

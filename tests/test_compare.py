@@ -509,3 +509,11 @@ def test_success_is_compared_where_it_is_told(tmp_path, capsys, monkeypatch):
     assert compare.main(["*__0", "--metric", "success", "--overwrite"]) == 2
     assert "its evaluations.csv has no column 'success'" in capsys.readouterr().err
     assert compare.main(["*__0", "--overwrite"]) == 0
+
+
+def test_a_pattern_skips_a_run_that_never_began(tmp_path):
+    run = write_run(tmp_path / "runs" / "begun", [1.0] * len(STEPS))
+    (empty := tmp_path / "runs" / "empty").mkdir()
+    (empty / ".lock").touch()
+    assert [*compare.find_folders([f"{tmp_path}/runs/*"])] == [run]
+    assert [*compare.find_folders([str(empty)])] == [empty]
