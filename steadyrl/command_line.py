@@ -95,15 +95,20 @@ def show_once(showwarning: Callable) -> Callable:
     return show
 
 
-def leave_behind(threads: set[threading.Thread], status: Any) -> None:
-    """End the process if a thread or a process of an environment would not let it end. It has some seconds to do so.
+def company() -> set[Any]:
+    """The threads and processes that Python waits for before this process ends."""
+    everyone: list[Any] = [*threading.enumerate(), *multiprocessing.active_children()]
+    return {other for other in everyone if not other.daemon}
+
+
+def leave_behind(before: set[Any], status: Any) -> None:
+    """End this process without what an environment left, if that does not end in some seconds.
 
     Args:
-        threads: that were there before.
+        before: the `company` before the environment was made.
         status: with which this process ends.
     """
-    others: list[Any] = [thread for thread in threading.enumerate() if thread not in threads and not thread.daemon]
-    others += [process for process in multiprocessing.active_children() if not process.daemon]
+    others = company() - before
     for other in others:
         other.join(PATIENCE / len(others))
     if any(other.is_alive() for other in others):
@@ -130,13 +135,13 @@ class Script:
 
     def __call__(self) -> None:
         """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
-        threads = set(threading.enumerate())
+        before = company()
         try:
             self.run()
         except SystemExit as exit:
-            leave_behind(threads, exit.code)
+            leave_behind(before, exit.code)
             raise
-        leave_behind(threads, 0)
+        leave_behind(before, 0)
 
     def run(self) -> None:
         """What a call does, without the end of the process."""

@@ -25,7 +25,7 @@ from steadyrl.arguments import RunArgs
 from steadyrl.episodes import ReplayableEnv, TrainingEnvs
 from steadyrl.errors import EnvError, TrainingError, in_one_line
 from steadyrl.output import guard, say
-from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals, at_fork
+from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals, at_fork, is_ignored_hangup
 from steadyrl.spaces import Spaces, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
@@ -326,14 +326,16 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
 def ignore_signals() -> None:
     """Ignore what stops or saves a run. (A program that the environment starts, and wants to end, would inherit SIG_IGN.)"""
     for number in STOP_SIGNALS + SAVE_SIGNALS:
-        signal.signal(number, lambda number, frame: None)
-        signal.siginterrupt(number, False)  # system calls of a simulator go on
+        if not is_ignored_hangup(number):
+            signal.signal(number, lambda number, frame: None)
+            signal.siginterrupt(number, False)  # system calls of a simulator go on
 
 
 def listen_to_signals() -> None:
     """In a process that an environment forks in its worker: signals end it."""
     for number in STOP_SIGNALS + SAVE_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        if not is_ignored_hangup(number):
+            signal.signal(number, signal.SIG_DFL)
 
 
 class WorkerEnv(gym.Env):

@@ -147,14 +147,14 @@ def lock_folder(folder: Path, new: bool) -> Iterator[Callable[[], None]]:
             (folder / ".lock").unlink(missing_ok=True)
             folder.rmdir()
         raise UsageError(f"{what}: must be a folder where files can be written and locked ({error.strerror})") from error
-    opened = os.stat(folder), os.stat(folder / ".lock")
+    locked = os.stat(folder / ".lock")
 
     def check() -> None:
-        nonlocal opened
+        nonlocal locked
         with contextlib.suppress(OSError):
-            if os.path.samestat(opened[1], os.stat(folder / ".lock")):
+            if os.path.samestat(locked, os.stat(folder / ".lock")):
                 return
-        if not (folder.exists() and os.path.samestat(opened[0], os.stat(folder))):
+        if not folder.is_dir():
             raise TrainingError(
                 f"{shown(folder)} was moved or removed while its run trained, so nothing more can be saved. If it was moved, "
                 "its checkpoints moved with it: resume it in its new place"
@@ -164,7 +164,7 @@ def lock_folder(folder: Path, new: bool) -> Iterator[Callable[[], None]]:
             lock.acquire(timeout=0.5)
         except filelock.Timeout:
             raise TrainingError(f"{shown(folder)}: its .lock was removed, and another process trains this run now") from None
-        opened = opened[0], os.stat(folder / ".lock")
+        locked = os.stat(folder / ".lock")
 
     try:
         yield check
