@@ -74,11 +74,10 @@ def evaluate(
         render_mode: of the environment, as for gymnasium.make; a video folder needs none.
 
     Raises:
-        EnvError: if the environment fails.
-        TrainingError: if a return is not finite.
+        EnvError: if the environment fails, or if an observation, a reward or a return is not finite.
         Stopped: before the next step, if a signal asked for a stop.
     """
-    build = partial(make_env, args, finite=True, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
+    build = partial(make_env, args, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
     spaces = agent.observation_space, agent.action_space
     # The environment may change the working directory, to which relative paths refer.
     with coming_back(), closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
@@ -105,6 +104,9 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
             obs, reward, terminated, truncated, info = env.step(agent.act(obs[None])[0])
             visited.append(obs)
             rewards.append(float(reward))
+            if not (math.isfinite(reward) and np.isfinite(obs).all()):
+                what = f"episode {episode} is not finite: step {len(rewards)} has the reward {reward} and the observation {obs}"
+                raise EnvError(f"evaluation: {what}")
         observations = np.stack(visited)
         values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
         expected = agent.state_value(observations) / args.reward_scale
@@ -115,7 +117,7 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
             q_errors.append(values[step] - discounted_return)
             discounted_return += surplus[step]
         if not math.isfinite(sum(rewards)):
-            raise TrainingError(f"evaluation: the return of episode {episode} is not finite")
+            raise EnvError(f"evaluation: the return of episode {episode} is not finite")
         returns.append(sum(rewards))
         lengths.append(len(rewards))
         successes += [info["is_success"]] if "is_success" in info else []

@@ -645,7 +645,7 @@ def test_an_environment_that_reads_its_options_is_resumed(tmp_path):
 
 def test_a_value_of_an_evaluation_that_is_not_finite_costs_no_step(tmp_path):
     done = script("FailsInEvaluations", "--eval-frequency", "280", cwd=tmp_path)
-    assert done.returncode == 1 and "error: step 3: reward of environment 0 is not finite: nan" in done.stderr
+    assert done.returncode == 1 and "error: evaluation: episode 0 is not finite: step 3 has the reward nan" in done.stderr
     checkpoint = load_checkpoint(only_run(tmp_path) / "checkpoints")
     assert checkpoint is not None and checkpoint["run"]["global_step"] == 280
 
