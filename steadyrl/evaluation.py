@@ -185,7 +185,8 @@ def final_evaluation(
             place = write_new(place, lambda file: file.write(json_of(result)))
     except OSError as error:
         raise TrainingError(f"{what}, but {shown(place)} could not be written: {error.strerror}") from error
-    say(f"{what}, written to {shown(place)}" + (f", filmed in {shown(video_folder)}" if video_folder else ""))
+    films = list(video_folder.glob(f"{name}-episode-*.mp4")) if video_folder else []  # if there are none, a warning said why
+    say(f"{what}, written to {shown(place)}" + (f", filmed in {shown(films[0].parent)}" if films else ""))
     return evaluation
 
 

@@ -616,6 +616,7 @@ def test_films_that_cannot_be_made_are_left_out(tmp_path):
     (tmp_path / "videos").touch()
     done = main_in_this_process(*SHORT.split(), "--capture-video", cwd=tmp_path)
     assert done.returncode == 0 and "there will be no films" in done.stdout, done.stderr
+    assert "filmed in" not in done.stdout
 
 
 def test_a_path_that_is_no_text_is_refused(tmp_path):
