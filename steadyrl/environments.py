@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import io
 import multiprocessing
 import os
 import queue
@@ -20,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import _async_worker
 
 from steadyrl.arguments import RunArgs
 from steadyrl.episodes import ReplayableEnv, TrainingEnvs
@@ -164,7 +164,8 @@ class WorkerEnvs(AsyncVectorEnv):
         try:
             with self.exchange():
                 # Not daemonic: an environment may start processes of its own.
-                super().__init__([partial(in_worker, env_fn, spaces) for env_fn in env_fns], daemon=False, **kwargs)
+                made = [partial(in_worker, env_fn, spaces) for env_fn in env_fns]
+                super().__init__(made, daemon=False, worker=quiet_worker, **kwargs)
         except BaseException:
             self.close()
             raise
@@ -295,6 +296,25 @@ class FailedEnv(gym.Env):
         raise self.error
 
 
+def quiet_worker(*args: Any) -> None:
+    """Gymnasium's worker. If the main process is gone, its broken pipe is no news."""
+    try:
+        _async_worker(*args)
+    except (EOFError, OSError):
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join(10 * SLICE)  # its pipes are closed one after the other
+            if not parent.is_alive():
+                exit_with_children()
+        raise
+
+
+def exit_with_children() -> None:
+    """End a worker, and what its environment started."""
+    kill(descendants(os.getpid()))
+    os._exit(1)
+
+
 def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gym.Env:
     """Make an environment. In a worker process, also ignore signals meant for the main process, and exit when that ends.
 
@@ -310,9 +330,7 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
 
     def exit_with_parent() -> None:
         parent.join()
-        sys.stderr = io.StringIO()  # the other thread may find its pipe broken, and would say so
-        kill(descendants(os.getpid()))
-        os._exit(1)
+        exit_with_children()
 
     threading.Thread(target=exit_with_parent, daemon=True).start()
     try:
