@@ -80,7 +80,8 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
             f"--buffer-size {args.buffer_size}: needs {needed / 1e9:.1f} GB of memory, "
             f"must be at most {available // (needed // args.buffer_size)} for the {available / 1e9:.1f} GB available"
         )
-    if getattr(args, "autotune", False) and isinstance(action_space, gym.spaces.Box):  # not every script has this flag
+    learns = getattr(args, "autotune", False) and not args.evaluate  # not every script has this flag
+    if learns and isinstance(action_space, gym.spaces.Box):
         widths = (action_space.high - action_space.low)[action_space.high > action_space.low].astype(np.float64)
         most, target = np.log(widths).sum(), -math.prod(action_space.shape)  # the uniform distribution has the most entropy
         if most < target:

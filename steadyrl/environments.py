@@ -297,7 +297,7 @@ class FailedEnv(gym.Env):
 
 
 def quiet_worker(*args: Any) -> None:
-    """Gymnasium's worker. If the main process is gone, its broken pipe is no news."""
+    """Gymnasium's worker. If the main process is gone, a closed pipe is no error."""
     try:
         _async_worker(*args)
     except (EOFError, OSError):

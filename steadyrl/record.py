@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 import gymnasium as gym
 import torch
+from gymnasium.envs.registration import find_highest_version, parse_env_id
 
 from steadyrl.arguments import RESUME_MAY_CHANGE, A, RunArgs, as_typed, check_each, script_name
 from steadyrl.errors import UsageError
@@ -45,10 +46,10 @@ def versions(env_id: str) -> dict[str, str]:
     """
     packages = ("torch", "gymnasium", "mujoco", "numpy", "stable-baselines3")
     found = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    try:
-        entry = gym.spec(env_id.rpartition(":")[2]).entry_point
-    except gym.error.Error:  # an id without its version, which gymnasium.make adds
-        return found
+    name = env_id.rpartition(":")[2]
+    if name not in gym.registry:  # an id without its version: gymnasium.make takes the highest
+        name += f"-v{find_highest_version(*parse_env_id(name)[:2])}"
+    entry = gym.spec(name).entry_point
     module = entry.partition(":")[0] if isinstance(entry, str) else getattr(entry, "__module__", "")
     if owners := packages_distributions().get(module.partition(".")[0]):
         return found | {name: version(name) for name in owners}

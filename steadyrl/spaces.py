@@ -30,7 +30,7 @@ class LegalActions(gym.ActionWrapper[Any, Any, Any]):
             held = (low <= high).all() and np.isfinite(high - low).all()
         if not held:
             raise gym.error.Error(f"its actions, {brief(space)}, have bounds that float32 cannot hold")
-        dtype = np.float64 if np.dtype(space.dtype).itemsize > 8 else space.dtype  # torch has no longer one
+        dtype = np.float64 if np.dtype(space.dtype).itemsize > 8 else space.dtype  # torch has no long double
         self.action_space = Box(low.astype(dtype), high.astype(dtype), dtype=dtype)
 
     def action(self, action: np.ndarray) -> np.ndarray:

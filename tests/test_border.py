@@ -695,7 +695,7 @@ def test_what_an_environment_leaves_behind_does_not_keep_the_process(tmp_path, w
     assert done.returncode == status and "threads or processes that do not end" in done.stdout
 
 
-def test_a_generator_that_cannot_be_set(run):
+def test_a_generator_that_cannot_be_set():
     assert checks.check(border_args("OwnsItsGenerator", episode_replay="auto")).replay == "plain"
 
 
@@ -730,7 +730,7 @@ def test_a_long_episode_is_replayed_in_the_time_of_its_steps(run):
 
 
 @pytest.mark.parametrize(("dtype", "high"), [(np.longdouble, 1), (np.float16, 40_000)])
-def test_dtypes_of_actions(run, dtype, high):
+def test_dtypes_of_actions(dtype, high):
     """Torch has no long double; the range of these float16 bounds is more than a float16 holds."""
     space = gym.spaces.Box(-high, high, (2,), dtype)
 

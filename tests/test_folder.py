@@ -743,6 +743,7 @@ def test_an_evaluation_needs_neither_the_memory_of_a_training_nor_its_packages(f
 def test_an_id_without_its_version(tmp_path):
     done = main_in_this_process(*f"--env-id Pendulum {TINY}".split(), cwd=tmp_path)
     assert done.returncode == 0 and (only_run(tmp_path) / "evaluation.json").exists()
+    assert record.versions("Pendulum") == record.versions("Pendulum-v1")
 
 
 def test_a_path_is_shown_where_the_working_directory_is_gone(tmp_path, monkeypatch):
