@@ -188,12 +188,15 @@ def as_args(args_class: type[A], saved: dict[str, Any], announce: bool = False) 
     return args
 
 
-def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> None:
+def refuse_changes(args: A, checkpoint: dict[str, Any], folder: str) -> tuple[A, int]:
     """Refuse a checkpoint that does not belong to these arguments: args.json was edited, or the checkpoint is from another run.
 
     Args:
         checkpoint: the state of the run in it.
         folder: as the user named it.
+
+    Returns:
+        the arguments and the step that are in the checkpoint.
 
     Raises:
         UsageError: naming the flag, its value and the checkpoint's; or the step, if the training would end before it.
@@ -212,6 +215,11 @@ def refuse_changes(args: RunArgs, checkpoint: dict[str, Any], folder: str) -> No
         raise UsageError(
             f"--total-timesteps {args.total_timesteps}: must be at least {step}, the step that {folder} has reached"
         )
+    return saved, step
+
+
+def say_if_exploration_rises(args: RunArgs, saved: RunArgs, step: int) -> None:
+    """Print a message if more --total-timesteps than before put the exploration back to an earlier point of its fall."""
     falls = getattr(args, "exploration_noise_end", None) is not None or getattr(args, "start_e", 0) != getattr(args, "end_e", 0)
     if falls and args.total_timesteps > saved.total_timesteps:
         fraction = args.exploration_fraction  # type: ignore[attr-defined]  # of a script that has one of the flags above

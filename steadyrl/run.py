@@ -34,7 +34,7 @@ from steadyrl.models import Weights, check_weights, load_initial_model, save_mod
 from steadyrl.noise import RandomNumbers
 from steadyrl.output import open_standard_files, say
 from steadyrl.prioritized_replay import PrioritizedSampling
-from steadyrl.record import changes, keep_script, record_of, refuse_changes
+from steadyrl.record import changes, keep_script, record_of, refuse_changes, say_if_exploration_rises
 from steadyrl.replay_buffer import ReplayBuffer, Sampling
 from steadyrl.run_folder import lock_folder, make_run_folder, remove_unfinished, results_of, start_again
 from steadyrl.signals import Signals
@@ -97,7 +97,8 @@ class Run:
         self.folder = args.resume.absolute() if args.resume else make_run_folder(args, self.output)
         self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
         if self.checkpoint:
-            refuse_changes(args, self.checkpoint.get("run", {}), str(shown(self.folder)))
+            saved, step = refuse_changes(args, self.checkpoint.get("run", {}), str(shown(self.folder)))
+            say_if_exploration_rises(args, saved, step)
         with contextlib.ExitStack() as stack:
             self.check_folder = stack.enter_context(lock_folder(self.folder, new=args.resume is None))
             remove_unfinished(self.folder)

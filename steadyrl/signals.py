@@ -61,7 +61,7 @@ class Signals:
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
         if self.interrupts == 2 or (self.leaving and number in STOP_SIGNALS):
-            self.exit(number)
+            end(128 + number)
         if number in SAVE_SIGNALS:
             self.save = number
             acknowledge(number, "a checkpoint follows")
@@ -73,7 +73,7 @@ class Signals:
         """From here on everything is saved, and an environment is being closed, which may hang. If a stop was asked for before,
         it has some seconds."""
         if self.stop and not self.leaving:
-            self.timer = threading.Timer(PATIENCE, self.exit, [self.stop])
+            self.timer = threading.Timer(PATIENCE, end, [128 + self.stop])
             self.timer.daemon = True
             self.timer.start()
         self.leaving = True
@@ -82,11 +82,6 @@ class Signals:
         """The environment is closed."""
         self.leaving = False
         self.timer.cancel()
-
-    @staticmethod
-    def exit(number: int) -> None:
-        """End the process and its workers at once."""
-        end(128 + number)
 
     def __exit__(self, *error: object) -> None:
         self.stay()
