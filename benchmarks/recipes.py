@@ -110,11 +110,12 @@ RECIPES = {
         "--noise ou --exploration-noise 0.5 --learning-rate 1e-3 --batch-size 128 --hidden-sizes 64 64 --buffer-size 100000",
         90,
     ),
+    # Its flags were found on seeds 21 to 24 (benchmarks/results/tried.csv).
     "lunar_lander": Recipe(
         "LunarLanderContinuous-v3",
-        "--total-timesteps 500000 --learning-starts 10000 --eval-frequency 10000 --eval-episodes 100 --final-episodes 100 "
-        "--target-return 260 --n-steps 3 --critic-loss huber --normalization layer --critic-learning-rate 1e-3 "
-        "--exploration-noise 0.2 --batch-size 128 --buffer-size 300000",
+        "--total-timesteps 300000 --learning-starts 5000 --eval-frequency 10000 --eval-episodes 100 --final-episodes 100 "
+        "--target-return 260 --n-steps 3 --critic-loss huber --normalization layer --learning-rate 1e-3 "
+        "--exploration-noise 0.2 --batch-size 128 --hidden-sizes 128 128 --buffer-size 300000",
         230,
         BOX2D,
     ),
