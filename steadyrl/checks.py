@@ -26,7 +26,8 @@ from steadyrl.spaces import Spaces, changes
 RENDERING_HINT = "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
 KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # it differs too seldom to be found out by a few short episodes
 REPLAYS = {
-    "rebuild": "carries state from one episode to the next, so each episode gets a new instance, and --resume can replay it",
+    "rebuild": "carries state from one episode to the next, or fails if it is reset in the middle of one. So each episode gets "
+    "a new instance, and --resume can replay it",
     "cut": "warning: a replayed episode is not the same as before (it ignores its seed, keeps state over resets, or has "
     "another source of random numbers), so two runs with the same seed may differ, and --resume cuts off the running episode",
 }

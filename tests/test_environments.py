@@ -1,5 +1,6 @@
 """Environments that nobody here made: which come back, any spaces, errors of their own."""
 
+import dataclasses
 import random
 import re
 import shutil
@@ -30,6 +31,8 @@ REPLAYS = {
     "LegacyGenerator": "plain",
     "TimeLimited": "plain",
     "CarriesState": "rebuild",
+    "NeedsItsEnd": "rebuild",
+    "NeedsItsEndSoon": "plain",
     "Counter": "cut",
     "Mixed": "cut",
 } | {
@@ -99,6 +102,13 @@ def test_every_observation_of_a_replay_is_compared(monkeypatch):
 
     monkeypatch.setattr(toys.PendulumLike, "step", different_once)
     assert resumed(quick_args()).starting.tolist() == [True]
+
+
+def test_an_environment_that_refuses_a_reset_in_the_middle_of_its_episode_comes_back():
+    args = quick_args(env_id="NeedsItsEnd-v0", episode_replay="auto")
+    found = checks.check(args)
+    assert found == checks.Findings("rebuild", disturbed=False)
+    assert resumed(dataclasses.replace(args, episode_replay=found.replay)).starting.tolist() == [False]
 
 
 def test_an_environment_that_cannot_come_back_is_cut_off_even_where_it_looks_the_same():

@@ -178,6 +178,20 @@ class CarriesState(PendulumLike):
         return obs, *rest
 
 
+class NeedsItsEnd(PendulumLike):
+    """It refuses a reset before its episode of `length` steps is over."""
+
+    def __init__(self, length, render_mode=None):
+        super().__init__(render_mode)
+        self.length, self.left = length, 0
+
+    def reset(self, *, seed=None, options=None):
+        assert self.left == 0, "the episode is not over"
+        obs, info = super().reset(seed=seed)
+        self.left = self.length
+        return obs, info
+
+
 class DrawsElsewhere(PendulumLike):
     """Its generator is not the one of gymnasium.Env: rewards, or with `starts` also the starts, are what `draw` gives."""
 
@@ -432,6 +446,8 @@ register("ImageObservation-v0", Unfit, kwargs={"observation_space": gym.spaces.B
 register("IntegerActions-v0", Unfit, kwargs={"action_space": gym.spaces.Box(0, 5, (2,), np.int64)})
 register("Lists-v0", Unfit, kwargs={"observation_space": gym.spaces.Sequence(gym.spaces.Discrete(3))})
 register("CarriesState-v0", CarriesState)
+register("NeedsItsEnd-v0", NeedsItsEnd, kwargs={"length": 60})
+register("NeedsItsEndSoon-v0", NeedsItsEnd, kwargs={"length": 40})
 DRAWS = {
     "RandomModule": lambda: random.random,
     "NumPysGenerator": lambda: np.random.random,
