@@ -49,7 +49,11 @@ Fraction = Annotated[float, Must("above 0 and at most 1", lambda x: 0 < x <= 1)]
 Probability = Annotated[float, Must("between 0 and 1", lambda x: 0 <= x <= 1)]
 Discount = Probability
 Seed = Annotated[int, Must("between 0 and 4294967295", lambda seed: 0 <= seed < 2**32)]
-Name = Annotated[str, Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name))]
+Name = Annotated[
+    str,
+    Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name)),
+    Must("without tfevents: TensorBoard would take the run's folder for a file", lambda name: "tfevents" not in name),
+]
 PathText = Annotated[str, Must("a path", lambda path: "\0" not in path)]
 Sizes = Annotated[
     tuple[int, ...],

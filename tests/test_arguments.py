@@ -71,6 +71,7 @@ BAD = {
     "buffer above memory": ("--buffer-size 1000000000000", "GB"),
     "negative seed": ("--seed -1", "4294967295"),
     "folder in the name": ("--exp-name ../mine", "letters"),
+    "event file in the name": ("--exp-name my.tfevents.1", "without tfevents"),
     "unknown flag": ("--learning-rte 0.1", "--learning-rte"),
     "unknown noise": ("--noise white", "gaussian", "ou"),
     "negative end": ("--exploration-noise-end -1", "0 or more"),
