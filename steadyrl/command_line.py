@@ -102,21 +102,29 @@ def company() -> set[Any]:
 
 
 def leave_behind(before: set[Any], status: Any) -> None:
-    """End this process without what an environment left, if that does not end in some seconds.
+    """Let this process end without what an environment left, if that does not end in some seconds.
+
+    Python's own end comes first: it ends what only waits for it, as idle pools of threads or processes do.
 
     Args:
         before: the `company` before the environment was made.
         status: with which this process ends.
     """
     others = company() - before
-    for other in others:
-        other.join(PATIENCE / len(others))
-    if any(other.is_alive() for other in others):
-        say("the environment left threads or processes that do not end: this process ends without them")
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        end(status if isinstance(status, int) else 1)
+
+    def watch() -> None:
+        threading.main_thread().join()
+        for other in others:
+            other.join(PATIENCE / len(others))
+        if any(other.is_alive() for other in others):
+            say("the environment left threads or processes that do not end: this process ends without them")
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            end(status if isinstance(status, int) else 1)
+
+    if others:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclasses.dataclass

@@ -5,12 +5,12 @@ import getpass
 import os
 import re
 import shutil
-import signal
 import tempfile
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import _device
 
 from steadyrl.arguments import RunArgs
 from steadyrl.output import say
@@ -51,23 +51,26 @@ class Defaults:
 
     def __init__(self) -> None:
         self.values = self.read()
-        self.alarm = signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
     @staticmethod
     def read() -> tuple[Any, ...]:
         """The current settings. Reading them takes a microsecond, so every step can do it."""
+        device = _device.CURRENT_DEVICE  # torch.get_default_device takes three microseconds
+        defaults = torch.get_default_dtype(), device, torch.is_grad_enabled()
+        autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-        return torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), *precision, np.geterr()
+        return torch.get_num_threads(), *defaults, *autocast, *precision, np.geterr()
 
     def hold(self) -> None:
-        """Restore the settings that have changed. An alarm that an environment left running is switched off."""
-        if not self.alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        """Restore the settings that have changed."""
         if self.read() != self.values:
-            threads, dtype, gradients, precision, deterministic, numpy_errors = self.values
+            threads, dtype, device, gradients, cpu, cuda, precision, deterministic, numpy_errors = self.values
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
+            torch.set_default_device(device)
             torch.set_grad_enabled(gradients)
+            torch.set_autocast_enabled("cpu", cpu)
+            torch.set_autocast_enabled("cuda", cuda)
             torch.set_float32_matmul_precision(precision)
             torch.use_deterministic_algorithms(deterministic)
             np.seterr(**numpy_errors)

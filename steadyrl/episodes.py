@@ -6,8 +6,10 @@ the actions since then lead to the same state, bit for bit. `find_replay` finds 
 """
 
 import copy
+import itertools
 import json
 import os
+import signal
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from steadyrl.signals import Interrupt
 from steadyrl.spaces import Misfit, Spaces, flag_of, observation_of, reward_of, success_of
 
 PROBE_STEPS = 50  # of each of the episodes that are played to find something out
+TIMERS = signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF
 
 
 def env_error(error: BaseException) -> BaseException:
@@ -34,21 +37,13 @@ def env_error(error: BaseException) -> BaseException:
     return error if isinstance(error, ours) else EnvError(in_one_line(error))
 
 
-@contextmanager
-def crossing() -> Iterator[None]:
-    """Around the code of an environment: whatever it raises is an EnvError."""
-    try:
-        yield
-    except BaseException as error:
-        raise env_error(error) from error
-
-
 def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
-    """The state of an environment's generator; None if its type is not known here."""
-    generator = env.unwrapped.np_random
+    """The state of an environment's generator; None if it has none, or one of a type that is not known here."""
+    generator: Any = getattr(env.unwrapped, "np_random", None)
     if isinstance(generator, np.random.RandomState):  # dm_control's
         return generator.get_state(legacy=False)
-    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else None
+    known = isinstance(generator, np.random.Generator) and hasattr(np.random, type(generator.bit_generator).__name__)
+    return generator.bit_generator.state if known else None
 
 
 def set_generator_state(env: gym.Env, state: dict[str, Any] | None) -> None:
@@ -88,15 +83,34 @@ class ReplayableEnv(gym.Wrapper):
     def __init__(
         self, build: Callable[[], tuple[gym.Env, Spaces]], index: int = 0, rebuild: bool = False, finite: bool = False
     ):
-        with crossing():
+        self.build, self.index, self.rebuild, self.finite = build, index, rebuild, finite
+        self.fresh, self.steps, self.process = True, 0, os.getpid()
+        self.timers = [timer for timer in TIMERS if signal.getitimer(timer)[0] == 0]
+        with self.crossing():
             env, self.given_spaces = build()
             super().__init__(env)
-        self.build, self.index, self.rebuild, self.finite = build, index, rebuild, finite
         self.shape = env.observation_space.shape or ()
-        self.fresh, self.steps, self.process = True, 0, os.getpid()
+
+    @contextmanager
+    def crossing(self) -> Iterator[None]:
+        """Around the environment's code: whatever it raises is an EnvError, and `come_back` follows."""
+        try:
+            yield
+        except BaseException as error:
+            raise self.misfit(error) from error
+        finally:
+            self.come_back()
+
+    def come_back(self) -> None:
+        """After each call of the environment's code: stop the timers that it started. A process that it forked ends here: it
+        must not go on as the run."""
+        if os.getpid() != self.process:
+            os._exit(1)
+        for timer in self.timers:
+            signal.setitimer(timer, 0)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
-        with crossing():
+        with self.crossing():
             start = {"seed": seed} if seed is not None else {"generator": generator_state(self.env)}
         obs = self.begin(start, options)
         # Vector environments pass strings on as they are.
@@ -106,7 +120,7 @@ class ReplayableEnv(gym.Wrapper):
         """Start the episode that `start` describes and return its first observation."""
         if self.rebuild and not self.fresh:
             self.close()
-        with crossing():
+        with self.crossing():
             if self.rebuild and not self.fresh:
                 self.env, _ = self.build()
             self.fresh = False
@@ -122,6 +136,8 @@ class ReplayableEnv(gym.Wrapper):
             obs, reward, terminated, truncated, info = self.env.step(action)
         except BaseException as error:  # not `crossing`, which takes two microseconds
             raise self.misfit(error) from error
+        finally:
+            self.come_back()
         return self.checked(
             lambda: (
                 observation_of(obs, self.shape, self.finite),
@@ -141,7 +157,7 @@ class ReplayableEnv(gym.Wrapper):
 
     def misfit(self, error: BaseException) -> BaseException:
         """The EnvError for an error in a step or a reset."""
-        if os.getpid() != self.process:  # of a process that the environment forked: it must not go on as the run
+        if os.getpid() != self.process:  # the environment forked it: its status is for that environment
             os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         if isinstance(error, Misfit):
             return EnvError(f"step {self.steps}: {error.field} of environment {self.index} {error.what}")
@@ -153,7 +169,7 @@ class ReplayableEnv(gym.Wrapper):
         Args:
             each: call it once for each goal.
         """
-        with crossing():
+        with self.crossing():
             method = self.env.get_wrapper_attr(name)
             if each:
                 answers = [np.asarray(method(*pair, {})).item() for pair in zip(achieved, desired, strict=True)]
@@ -161,14 +177,14 @@ class ReplayableEnv(gym.Wrapper):
             return np.array(method(achieved, desired, {}), np.float32)
 
     def render(self) -> Any:
-        with crossing():
+        with self.crossing():
             frame = self.env.render()
             return frame.copy() if isinstance(frame, np.ndarray) else frame  # a renderer may draw into it again
 
     def close(self) -> None:
         """Close the environment. If that fails, a warning is enough: the environment is not needed any more."""
         try:
-            with crossing():
+            with self.crossing():
                 self.env.close()
         except EnvError as error:
             with warnings.catch_warnings():
@@ -241,7 +257,10 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         """`ReplayableEnv.compute` of the first environment; an EnvError if it fails. A signal does not end the waiting."""
         envs: Any = self.unwrapped
         if isinstance(envs, SyncVectorEnv):
-            return envs.envs[0].get_wrapper_attr("compute")(*question)
+            try:
+                return envs.envs[0].get_wrapper_attr("compute")(*question)
+            finally:
+                self.hold()
         signals, envs.signals = envs.signals, None
         try:
             return envs.call("compute", *question)[0]
@@ -352,9 +371,10 @@ class Company(NamedTuple):
 
 
 def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Company:
-    """Whether a second instance in this process disturbs a running episode of the first one.
+    """Whether a second instance in this process disturbs the first one: its running episode, or the start of its next one.
 
-    An episode is played twice on one instance. The second time another one is made, plays in turns with it, and is closed.
+    An episode is played twice on one instance, and the next one is begun. Then it is played again, while another instance is
+    made, plays in turns with the first, and is closed.
 
     Args:
         plays: if false, nothing is played. The only test is then whether there can be a second one.
@@ -362,9 +382,10 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
     with closing(make()) as env:
         actions = random_actions(env, 0) if plays else []
         expected = play(env, {"seed": 0}, actions)
-        ended = not plays or len(expected) <= PROBE_STEPS
-        steady = play(env, {"seed": 0}, actions) == expected  # otherwise nothing can be told
-        found, actions = [checksum(env.begin({"seed": 0}))], actions[: len(expected) - 1]
+        ended, actions = not plays or len(expected) <= PROBE_STEPS, actions[: len(expected) - 1]
+        expected += play(env, None, [])
+        again = play(env, {"seed": 0}, actions) + play(env, None, [])
+        found = [checksum(env.begin({"seed": 0}))]
         half = (len(actions) + 1) // 2
         try:
             other = make()
@@ -382,9 +403,11 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
                         other.reset()
             for action in actions[half:]:
                 found.append(checksum(*env.step(action)[:2]))
+            found += play(env, None, [])
         except EnvError:  # neither failed when it was alone
             return Company(True, "", ended)
-    return Company(steady and found != expected, "", ended)
+    steady = itertools.takewhile(lambda three: three[0] == three[1], zip(expected, again, found, strict=True))
+    return Company(any(before != after for before, _, after in steady), "", ended)
 
 
 def random_actions(env: gym.Env, seed: int) -> list[Any]:

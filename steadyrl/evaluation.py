@@ -15,6 +15,7 @@ import numpy as np
 
 from steadyrl.agent import Agent
 from steadyrl.arguments import RunArgs
+from steadyrl.device import Defaults
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, coming_back, make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError
 from steadyrl.files import json_of, shown, take_name, write_json, write_new
@@ -77,23 +78,27 @@ def evaluate(
         EnvError: if the environment fails, or if an observation, a reward or a return is not finite.
         Stopped: before the next step, if a signal asked for a stop.
     """
+    defaults = Defaults()
     build = partial(make_env, args, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
     spaces = agent.observation_space, agent.action_space
     # The environment may change the working directory, to which relative paths refer.
     with coming_back(), closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
         if (env.observation_space.shape, env.action_space.shape) != tuple(space.shape for space in spaces):
             raise EnvError(f"an instance made for an evaluation has other spaces than training's: {env.observation_space}")
-        return play_episodes(env, agent, args, episodes, seed, signals)
+        return play_episodes(env, agent, args, episodes, seed, signals, defaults)
 
 
-def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed: int, signals: Signals | None) -> Evaluation:
-    """The episodes of `evaluate`."""
+def play_episodes(
+    env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed: int, signals: Signals | None, defaults: Defaults
+) -> Evaluation:
+    """The episodes of `evaluate`. The environment may change the settings of the process, so they are restored."""
     returns, lengths, q_errors, successes = [], [], [], []
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
         visited, terminated, truncated = [obs], False, False
         rewards: list[float] = []
         while not (terminated or truncated):
+            defaults.hold()
             if signals is not None:
                 signals.hold()
                 if signals.stop:
@@ -107,6 +112,7 @@ def play_episodes(env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed
             if not (math.isfinite(reward) and np.isfinite(obs).all()):
                 what = f"episode {episode} is not finite: step {len(rewards)} has the reward {reward} and the observation {obs}"
                 raise EnvError(f"evaluation: {what}")
+        defaults.hold()
         observations = np.stack(visited)
         values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
         expected = agent.state_value(observations) / args.reward_scale

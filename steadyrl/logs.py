@@ -115,7 +115,7 @@ class Log:
     def row(self, global_step: int, losses: dict[str, float], charts: dict[str, float]) -> None:
         """Log losses, other numbers and, once there were updates, the steps per second since the last row."""
         now = time.perf_counter()
-        if charts["updates"]:
+        if charts["updates"] and now > self.row_time:  # an environment may have stopped the clock
             charts = charts | {"SPS": (global_step - self.row_step) / (now - self.row_time)}
         for group, values in (("losses", losses), ("charts", charts)):
             for name, value in values.items():

@@ -66,7 +66,7 @@ class Run:
     def __init__(self, args: RunArgs):
         self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
         self.script = shlex.quote(sys.argv[0])
-        defaults = Defaults()
+        defaults, self.signals = Defaults(), Signals()
         if args.init_from and not args.resume:
             initial_model_of(args)
         self.found = check(args)
@@ -124,7 +124,7 @@ class Run:
                     f"warning: --learning-starts {args.learning_starts} is not below --total-timesteps "
                     f"{args.total_timesteps}: nothing will be learned"
                 )
-            self.signals = stack.enter_context(Signals())
+            stack.enter_context(self.signals)
             self.log = stack.enter_context(contextlib.closing(Log(args, self.folder, self.global_step, self.write_or_warn)))
             if self.checkpoint is None:
                 self.log.hyperparameters()
@@ -369,9 +369,13 @@ class Run:
             in_worker = self.found.disturbed and self.args.vectorization == "sync"
             with contextlib.suppress(Stopped):  # the evaluation stays due, and is made first after a resume
                 episodes = self.args.eval_episodes
-                evaluation = evaluate(agent, self.args, episodes, EVALUATION_SEED, signals=self.signals, in_worker=in_worker)
+                try:
+                    evaluation = evaluate(
+                        agent, self.args, episodes, EVALUATION_SEED, signals=self.signals, in_worker=in_worker
+                    )
+                finally:
+                    self.take_back()
                 self.record_evaluation(agent, evaluation)
-            self.take_back()
         if save_due or self.signals.stop or not self.unfinished:
             saved = self.save()
             self.signals.save = 0

@@ -34,6 +34,7 @@ class Signals:
         self.interrupts = 0
         self.leaving = False
         self.timer = threading.Timer(PATIENCE, lambda: None)  # not started
+        self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # before an environment is made; a sweep has one on purpose
         self.open: set[int] = set()
         self.previous: dict[int, Any] = {}
 
@@ -43,20 +44,21 @@ class Signals:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
             numbers = [number for number in STOP_SIGNALS + SAVE_SIGNALS if not is_ignored_hangup(number)]
             self.previous = {number: signal.signal(number, self.handler) for number in numbers}
-            self.open = set(numbers) - signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a sweep has some blocked on purpose
+            self.open = set(numbers) - self.blocked
         return self
 
     def take(self) -> None:
-        """Take the signals again, whatever an environment installed or blocked, from Python or from C."""
+        """Take the signals again, whatever an environment installed or blocked, also from C."""
         for number in self.previous:
             signal.signal(number, self.handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
 
     def hold(self) -> None:
-        """Take them again if Python has another handler. It is quick: every step calls it."""
+        """Take them again if Python has another handler, or if they are blocked. It is quick: every step calls it."""
         for number in self.previous:
             if _signal.getsignal(number) is not self.handler:
                 signal.signal(number, self.handler)
+        _signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT

@@ -1,5 +1,6 @@
 """Convert any spaces to those that agents and the replay buffer take: vectors of observations and actions."""
 
+import math
 import textwrap
 import warnings
 from functools import partial
@@ -7,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.spaces import Box
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -50,12 +52,14 @@ def legal(actions: np.ndarray, space: Box) -> np.ndarray:
 
 
 def flatten_actions(env: gym.Env) -> gym.Env:
-    """The environment with its Box of actions as `LegalActions` makes it; other spaces stay as they are.
+    """The environment with its Box of actions as `LegalActions` makes it. Discrete actions get the dtype of their space.
 
     Raises:
         gymnasium.error.Error: if the actions are whole numbers, or have bounds that are infinite or that float32 cannot hold.
     """
     space = env.action_space
+    if isinstance(space, gym.spaces.Discrete):
+        return gym.wrappers.TransformAction(env, np.dtype(space.dtype).type, space)
     if not isinstance(space, Box):
         return env
     wrapper = "convert them with gymnasium.wrappers.TransformAction"
@@ -147,9 +151,13 @@ def reward_of(value: Any, finite: bool) -> float:
 def success_of(info: Any) -> dict[str, float]:
     """The success of an episode, from the info of its last step; empty if the environment does not report it."""
     try:
-        return {"is_success": float(np.asarray(info["is_success"]).item())}
-    except (TypeError, KeyError, IndexError, ValueError):
+        if "is_success" not in info:  # asked for it, a defaultdict would invent one
+            return {}
+        value = info["is_success"]
+        success = float(value.item() if isinstance(value, torch.Tensor) else np.asarray(value).item())
+    except (TypeError, KeyError, IndexError, ValueError, RuntimeError):
         return {}
+    return {"is_success": success} if math.isfinite(success) else {}
 
 
 def flag_of(name: str, value: Any) -> bool:

@@ -39,14 +39,8 @@ from steadyrl.run_folder import final_result, list_checkpoints, read_evaluations
 
 LOGS = Path("runs/.sweep")
 SLURM_FOLDER, PLAN = LOGS / "slurm", LOGS / "plan.json"
-STOPPED = {
-    129,
-    130,
-    143,
-    -signal.SIGHUP,
-    -signal.SIGINT,
-    -signal.SIGTERM,
-}  # exit statuses after a stop: saved, or too early for that
+# Exit statuses after a stop: the run was saved, or it was too early for that.
+STOPPED = {129, 130, 143, -signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FRUITLESS_STARTS = 3  # in a row, each ended by the time limit before its first step: the job is not queued again
 FAILED = "sweep: failed"  # begins the last line in the log of a failed run

@@ -4,6 +4,7 @@ All play the same task: a counter. Its observation is (start of the episode, ste
 transition is true if the second number of the successor is one more, and the first is the same.
 """
 
+import concurrent.futures
 import multiprocessing
 import os
 import random
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import warnings
 from typing import Any
 
@@ -29,7 +31,7 @@ class Tame(gym.Env):
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012  as gymnasium declares it
     observation_space: gym.Space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space: gym.Space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, length: int = 7, ends: str = "truncated", render_mode: str | None = None):
         self.length, self.ends, self.render_mode = length, ends, render_mode
@@ -475,13 +477,26 @@ class DrawsIntoItsFrame(Tame):
 class LeavesAnAlarm(Tame):
     """Watches its simulator and forgets to switch the alarm off."""
 
-    def step(self, action):
+    def __init__(self, where="step", timer="REAL", **kwargs):
+        super().__init__(**kwargs)
+        self.where, self.timer = where, timer
+
+    def wake(self):
         def late(*_):
             raise TimeoutError("the simulator hangs")
 
-        signal.signal(signal.SIGALRM, late)
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        number = {"REAL": signal.SIGALRM, "VIRTUAL": signal.SIGVTALRM, "PROF": signal.SIGPROF}[self.timer]
+        signal.signal(number, late)
+        signal.setitimer(getattr(signal, f"ITIMER_{self.timer}"), 0.05)
+
+    def step(self, action):
+        if self.where == "step":
+            self.wake()
         return super().step(action)
+
+    def close(self):
+        if self.where == "close":
+            self.wake()
 
 
 class WantsErrors(Tame):
@@ -496,12 +511,16 @@ class WantsErrors(Tame):
 
 
 class KeepsAThread(Tame):
-    """Leaves a thread, or a process, that does not end."""
+    """Leaves a thread, or a process, that does not end; or a pool, which ends with Python."""
 
     def __init__(self, what="thread", **kwargs):
         super().__init__(**kwargs)
         if what == "thread":
             threading.Thread(target=time.sleep, args=(1000,)).start()
+        elif what.startswith("pool"):
+            kind = "ThreadPoolExecutor" if what == "pool of threads" else "ProcessPoolExecutor"
+            self.pool = getattr(concurrent.futures, kind)(1)
+            self.pool.submit(time.sleep, 0).result()
         else:
             multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,)).start()
 
@@ -535,12 +554,115 @@ class Inexact(Tame):
 
 
 class LeavesAChild(Tame):
-    """Forks in a step. The child leaves by sys.exit."""
+    """Forks in one of its methods, the third time. The child leaves by sys.exit, or goes on."""
+
+    calls = 0
+
+    def __init__(self, where="step", exits=True, **kwargs):
+        super().__init__(**kwargs)
+        self.where, self.exits = where, exits
+        self.fork("constructor")
+
+    def fork(self, where):
+        LeavesAChild.calls += where == self.where
+        if where == self.where and LeavesAChild.calls == 3 and os.fork() == 0 and self.exits:
+            sys.exit(0)
 
     def step(self, action):
-        if self.total == 260 and os.fork() == 0:
-            sys.exit(0)
+        self.fork("step")
         return super().step(action)
+
+    def close(self):
+        self.fork("close")
+
+
+class Sets(Tame):
+    """Changes settings of PyTorch, or of the clock, in one of its methods."""
+
+    def __init__(self, what="device", where="step", **kwargs):
+        super().__init__(**kwargs)
+        self.what, self.where = what, where
+
+    def change(self):
+        if self.what == "device":
+            torch.set_default_device("meta")
+        elif self.what == "autocast":
+            torch.set_autocast_enabled("cpu", True)
+        elif self.what == "gradients":
+            torch.set_grad_enabled(False)
+        elif self.what == "clock":
+            time.perf_counter = time.monotonic = lambda: 1000.0
+
+    def reset(self, **kwargs):
+        if self.where == "reset":
+            self.change()
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        if self.where == "step":
+            self.change()
+        return super().step(action)
+
+
+class Blocks(Tame):
+    """Blocks SIGTERM in each step."""
+
+    def step(self, action):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        return super().step(action)
+
+
+class SharesItsGenerator(Tame):
+    """All instances draw their starts from one generator."""
+
+    generator = np.random.default_rng(0)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            SharesItsGenerator.generator = np.random.default_rng(seed)
+        self.np_random = SharesItsGenerator.generator
+        return super().reset()
+
+
+class HasNoGenerator(Tame):
+    """As simulators that are no gymnasium.Env inside."""
+
+    simulator = types.SimpleNamespace(spec=None)
+
+    @property
+    def unwrapped(self):
+        return self.simulator
+
+    @property
+    def spec(self):
+        return self.simulator.spec
+
+
+class OwnBits(np.random.PCG64):
+    """A bit generator of somebody's own."""
+
+
+class DrawsFromOwnBits(Tame):
+    """Its generator has that type."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None or not isinstance(self.np_random.bit_generator, OwnBits):
+            self.np_random = np.random.Generator(OwnBits(seed))
+        return super().reset()
+
+
+class ByteActions(Tame):
+    """Counts with its actions as they are."""
+
+    action_space: gym.Space = gym.spaces.Discrete(3, dtype=np.uint8)
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.kinds = set()
+
+    def step(self, action):
+        self.kinds.add(type(action))
+        return super().step(np.zeros(2))
 
 
 class Slow(Tame):

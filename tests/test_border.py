@@ -1,5 +1,6 @@
 """Whatever an environment does, the run stays right: each habit of border_toys.py, and what it must lead to."""
 
+import collections
 import json
 import os
 import signal
@@ -46,6 +47,8 @@ def as_it_was():
     for number, handler in handlers.items():
         signal.signal(number, handler)
     torch.set_default_dtype(torch.float32), torch.set_grad_enabled(True), np.seterr(all="warn", under="ignore")
+    torch.set_default_device(None), torch.set_autocast_enabled("cpu", False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
 
 
 def border_args(name: str, script=ddpg, **changes):
@@ -667,9 +670,96 @@ def test_a_film_of_a_renderer_that_draws_into_its_frame():
 
 
 @pytest.mark.timeout(0)  # which sets an alarm of its own
-def test_an_alarm_that_is_left_does_not_go_off(run):
-    run(border_args("LeavesAnAlarm"))
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+@pytest.mark.parametrize("where", ["step", "close"])
+@pytest.mark.parametrize("timer", ["REAL", "VIRTUAL", "PROF"])
+def test_an_alarm_that_is_left_does_not_go_off(run, where, timer):
+    run(border_args("LeavesAnAlarm", env_kwargs={"where": where, "timer": timer}, eval_frequency=100, episode_replay="auto"))
+    assert signal.getitimer(getattr(signal, f"ITIMER_{timer}"))[0] == 0
+
+
+@pytest.mark.parametrize("timer", [signal.ITIMER_VIRTUAL, signal.ITIMER_PROF])
+def test_a_timer_of_the_user_goes_on(timer):
+    """As that of a profiler."""
+    signal.setitimer(timer, 1000)
+    try:
+        with closing(environments.make_replayable_env(border_args("Tame"))) as env:
+            env.reset(seed=0)
+            env.step(np.zeros(2, np.float32))
+        assert signal.getitimer(timer)[0] > 900
+    finally:
+        signal.setitimer(timer, 0)
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+@pytest.mark.parametrize("what", ["device", "autocast", "gradients"])
+def test_settings_of_pytorch_that_an_environment_changes(run, what, where):
+    """In training and in evaluations: the networks end with the bits of a run in a tame environment."""
+    models = []
+    for name, kwargs in (("Tame", {}), ("Sets", {"what": what, "where": where})):
+        args = border_args(name, td3, env_kwargs=kwargs, eval_frequency=100, learning_starts=100, episode_replay="auto")
+        models.append(torch.load(run(args).run_dir / "model.pt", weights_only=True))
+    first, second = ({f"{name}.{key}": value for name, net in model.items() for key, value in net.items()} for model in models)
+    assert first.keys() == second.keys() and all(value.equal(second[key]) for key, value in first.items())
+
+
+def test_settings_that_a_reward_for_other_goals_changes(tmp_path):
+    flags = f"--env-id toys:ReachSets-v0 {SHORT} --replay hindsight".split()
+    assert main_in_this_process(*flags, cwd=tmp_path).returncode == 0
+
+
+def test_a_clock_that_stands_still(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", time.perf_counter)  # restored afterwards, as the other
+    monkeypatch.setattr(time, "monotonic", time.monotonic)
+    assert script("Sets", "--learning-starts", "50", cwd=tmp_path, what="clock").returncode == 0
+
+
+def test_a_signal_that_each_step_blocks(tmp_path):
+    flags = ["--env-id", "border_toys:Blocks-v0", *SHORT.split()]
+    done = run_killed(tmp_path, "step", 260, *flags, signals="TERM")
+    assert done.returncode == 143 and "stopped at step 260" in done.stdout
+
+
+def test_a_generator_that_all_instances_share():
+    """An evaluation would change the start of the next training episode."""
+    assert checks.check(border_args("SharesItsGenerator", episode_replay="auto")) == ("plain", True)
+
+
+@pytest.mark.parametrize("name", ["HasNoGenerator", "DrawsFromOwnBits"])
+def test_a_generator_that_cannot_be_restored(name):
+    assert checks.check(border_args(name, episode_replay="auto")).replay == "cut"
+
+
+def test_discrete_actions_have_the_dtype_of_their_space(run):
+    """The random ones and the greedy ones."""
+    made = []
+    kind = border_toys.ByteActions
+
+    class Watched(kind):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            made.append(self)
+
+    gym.register("Watched-v0", Watched)
+    run(quick_args(dqn, env_id="Watched-v0", eval_frequency=100))
+    assert set.union(*(env.kinds for env in made)) == {np.uint8}
+
+
+@pytest.mark.parametrize(
+    ("info", "success"),
+    [
+        ({}, None),
+        (collections.Counter(), None),
+        (collections.defaultdict(float), None),
+        ({"is_success": None}, None),
+        ({"is_success": float("nan")}, None),
+        ({"is_success": "yes"}, None),
+        ({"is_success": True}, 1.0),
+        ({"is_success": [np.bool_(False)]}, 0.0),
+        ({"is_success": torch.tensor([1.0], requires_grad=True)}, 1.0),
+    ],
+)
+def test_the_success_of_an_episode(info, success):
+    assert spaces.success_of(info) == ({} if success is None else {"is_success": success})
 
 
 def test_an_environment_that_makes_errors_of_warnings(tmp_path):
@@ -677,22 +767,23 @@ def test_an_environment_that_makes_errors_of_warnings(tmp_path):
         assert script("WantsErrors", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("what", ["thread", "process"])
+@pytest.mark.parametrize("what", ["thread", "process", "pool of threads", "pool of processes"])
 @pytest.mark.parametrize(("words", "status"), [("", 0), ("--buffer-size 999999999999", 2)])
 def test_what_an_environment_leaves_behind_does_not_keep_the_process(tmp_path, what, words, status):
-    flags = (
-        f"--env-id border_toys:KeepsAThread-v0 {SHORT} --env-kwargs {json.dumps({'what': what}, separators=(',', ':'))} {words}"
-    )
-    code = "import ddpg_continuous_action, steadyrl.command_line as line; line.PATIENCE = 0.1; ddpg_continuous_action.main()"
+    """A pool ends with Python, and so does what is to be done at its end."""
+    flags = [*f"--env-id border_toys:KeepsAThread-v0 {SHORT} {words}".split(), "--env-kwargs", json.dumps({"what": what})]
+    code = "import atexit, ddpg_continuous_action, steadyrl.command_line as line; atexit.register(print, 'the end'); "
+    code += f"line.PATIENCE = {100 if 'pool' in what else 0.1}; ddpg_continuous_action.main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *flags.split()],
+        [sys.executable, "-c", code, *flags],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
         timeout=100,
     )
-    assert done.returncode == status and "threads or processes that do not end" in done.stdout
+    assert done.returncode == status and ("the end" in done.stdout or "pool" not in what)
+    assert ("threads or processes that do not end" in done.stdout) == ("pool" not in what)
 
 
 def test_a_generator_that_cannot_be_set():
@@ -704,11 +795,18 @@ def test_structured_observations_are_stored_as_they_came(run):
     assert (run(border_args("Inexact")).rb.observations[:300] == np.float32([473.5, -5, 2.5])).all()
 
 
-def test_a_child_that_leaves_a_step_is_not_the_run(tmp_path):
-    """It would save a checkpoint, and print an error, of a run that goes on."""
-    words = ["--env-id", "border_toys:LeavesAChild-v0", *SHORT.split()]
+@pytest.mark.parametrize("where", ["constructor", "step", "close"])
+@pytest.mark.parametrize("exits", [True, False])
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_child_of_an_environment_is_not_the_run(tmp_path, where, exits, vectorization):
+    """It would save a checkpoint, and print an error, of a run that goes on; or train a second one."""
+    words = ["--env-id", "border_toys:LeavesAChild-v0", *SHORT.split(), "--vectorization", vectorization]
+    words += ["--env-kwargs", json.dumps({"where": where, "exits": exits}), "--episode-replay", "plain"]
+    words += ["--eval-frequency", "100"]
     done = run_script(ROOT / "ddpg_continuous_action.py", *words, cwd=tmp_path, PYTHONPATH=str(ROOT / "tests"))
     assert done.returncode == 0 and "error" not in done.stderr and "checkpoint" not in done.stdout
+    assert "Traceback" not in done.stderr and done.stdout.count("step 300: evaluation") == 1
+    only_run(tmp_path)
 
 
 def test_an_environment_that_empties_the_command_line(tmp_path):

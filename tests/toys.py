@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 RECEIVED: list[tuple[int, np.ndarray]] = []  # (id of the environment, action) of every step in this process
 
@@ -375,6 +376,14 @@ class ReachTardy(Reach):
         return super().compute_reward(achieved, desired, info)
 
 
+class ReachSets(Reach):
+    """Switches gradients off while it computes rewards."""
+
+    def compute_reward(self, achieved, desired, info):
+        torch.set_grad_enabled(False)
+        return super().compute_reward(achieved, desired, info)
+
+
 class Units(Toy):
     """Two numbers with units four and three powers of ten from 1: the best action is the product of their signs.
 
@@ -434,6 +443,7 @@ register("ReachNever-v0", Reach, kwargs={"terminates": False})
 register("ReachSlow-v0", Reach, kwargs={"batches": False, "terminates": True})
 register("ReachMatrix-v0", Reach, kwargs={"shape": (2, 1)})
 register("ReachTardy-v0", ReachTardy)
+register("ReachSets-v0", ReachSets)
 register("ReachBonus-v0", Reach, kwargs={"bonus": 0.5})
 register("Units-v0", Units)
 register("Signals-v0", Signals)
