@@ -10,7 +10,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
@@ -54,7 +54,7 @@ Name = Annotated[
     Must("letters, digits and any of . _ + -", lambda name: re.fullmatch(r"[\w.+-]+", name)),
     Must("without tfevents: TensorBoard would take the run's folder for a file", lambda name: "tfevents" not in name),
 ]
-PathText = Annotated[str, Must("a path", lambda path: "\0" not in path)]
+PathText = Annotated[str, Must("a path in UTF-8", lambda path: "\0" not in path and is_text(path))]
 Sizes = Annotated[
     tuple[int, ...],
     Must("one or more whole numbers, each 1 or more", lambda sizes: sizes and min(sizes) >= 1),
@@ -66,12 +66,27 @@ Sizes = Annotated[
 CountOrAll = Annotated[int, Must("a whole number, 1 or more, or -1", lambda n: 1 <= n <= LARGEST or n == -1)]
 
 
-def parse_json(texts: list[str]) -> Any:
+def is_text(path: str | Path) -> bool:
+    """Whether a path is UTF-8. Linux allows any bytes, which Python then has as lone surrogates."""
+    return not re.search("[\ud800-\udfff]", str(path))
+
+
+def not_a_number(name: str) -> float:
+    """Refuse NaN, which is not of JSON and is not equal to itself: no resumed run would have the same arguments."""
+    if name == "NaN":
+        raise ValueError("NaN is not allowed")
+    return float(name)
+
+
+def parse_json(texts: list[str]) -> dict[str, Any]:
     """The value of a flag given as JSON."""
     try:
-        return json.loads(texts[0])
+        value = json.loads(texts[0], parse_constant=not_a_number)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{texts[0][:100]!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{texts[0][:100]!r} must be a JSON object")
+    return value
 
 
 def depth(value: Any) -> int:
@@ -241,6 +256,7 @@ class Experiment(OtherFlags):
 
 RunArgs = Experiment  # what this package knows of a script's Args
 A = TypeVar("A", bound=RunArgs)
+T = TypeVar("T")
 OPTIONAL_PACKAGES = {  # what a flag needs beyond requirements.txt
     "track": ["wandb"],
     "export": ["onnx", "onnxscript"],
@@ -343,8 +359,27 @@ def refuse_removed_flags(args_class: type, argv: list[str]) -> None:
             raise UsageError(f"{flag} {value or following}: {gone.went}")
 
 
+def command_line(kind: type[T], argv: Sequence[str] | None = None, **how: Any) -> T:
+    """What tyro makes of a command line (None: that of this process).
+
+    Raises:
+        UsageError: with the text of tyro's error, on one line.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=argv, **how)
+    except SystemExit as exit:
+        if exit.code in (0, None):  # --help
+            raise
+        lines = [line.strip("│╭╮╰╯─| ") for line in errors.getvalue().splitlines()[1:]]
+        text = " ".join(line for line in lines if line.strip("-+"))  # of these is the box where there is no Unicode
+        text = text.replace("Argument helptext:", "-- expected").split(" For full helptext")[0]
+        raise UsageError(f"{text} (see --help)") from None
+
+
 def parse_args(args_class: type[A], argv: list[str], default: A) -> A:
-    """Parse the command line.
+    """The arguments that a command line gives.
 
     Raises:
         UsageError: with the text of tyro's error, on one line.
@@ -355,21 +390,6 @@ def parse_args(args_class: type[A], argv: list[str], default: A) -> A:
     values = asdict(default)
     defaults = [base(**{field.name: values[field.name] for field in fields(base)}) for base in groups]
     nested = make_dataclass("Args", [(base.__name__.lower(), base) for base in groups])
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(
-                nested,
-                args=argv,
-                default=nested(*defaults),
-                description=args_class.__doc__,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff),  # looking for comments takes long
-            )
-    except SystemExit as exit:
-        if exit.code in (0, None):  # --help
-            raise
-        lines = [line.strip("│╭╮╰╯─ ") for line in errors.getvalue().splitlines()[1:]]
-        text = " ".join(line for line in lines if line)
-        text = text.replace("Argument helptext:", "-- expected").split(" For full helptext")[0]
-        raise UsageError(f"{text} (see --help)") from None
+    config = tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff  # looking for comments takes long
+    parsed: Any = command_line(nested, argv, default=nested(*defaults), description=args_class.__doc__, config=config)
     return args_class(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from steadyrl.arguments import is_text
 from steadyrl.errors import UsageError
 from steadyrl.files import new_file, sha256, sync_folder
 from steadyrl.output import say
@@ -59,8 +60,10 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     forged file from running code.
 
     Raises:
-        UsageError: if there are checkpoints and each is damaged, or of the older format.
+        UsageError: if there are checkpoints and each is damaged, or of the older format; or if PyTorch cannot read them there.
     """
+    if not is_text(folder):
+        raise UsageError(f"--resume {folder.parent}: must be a path in UTF-8, because PyTorch needs that")
     try:
         checkpoints = list_checkpoints(folder)
     except OSError as error:

@@ -40,6 +40,7 @@ def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: P
         saved = load_args(run_dir, args_class, env_id=parse_args(args_class, argv, args_class()).env_id)
     except UsageError as error:
         raise UsageError(f"{flag} {error}") from None
+    saved.evaluate = saved.resume = None  # which no run has, but an edited file
     if flag == "--evaluate":
         saved.capture_video = saved.upload_model = saved.track = False  # only when asked now
         saved.export = saved.model = saved.eval_seed = None

@@ -95,12 +95,13 @@ class Run:
     def __enter__(self) -> "Run":
         args = self.args
         self.folder = args.resume.absolute() if args.resume else make_run_folder(args, self.output)
-        self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
-        if self.checkpoint:
-            saved, step = refuse_changes(args, self.checkpoint.get("run", {}), str(shown(self.folder)))
-            say_if_exploration_rises(args, saved, step)
         with contextlib.ExitStack() as stack:
             self.check_folder = stack.enter_context(lock_folder(self.folder, new=args.resume is None))
+            # Not before: a process that was still training would have written newer ones.
+            self.checkpoint = load_checkpoint(self.folder / "checkpoints") if args.resume else None
+            if self.checkpoint:
+                saved, step = refuse_changes(args, self.checkpoint.get("run", {}), str(shown(self.folder)))
+                say_if_exploration_rises(args, saved, step)
             remove_unfinished(self.folder)
             if self.checkpoint:
                 self.load_state_dict(self.checkpoint["run"])

@@ -17,11 +17,12 @@ from typing import Any
 
 import filelock
 
-from steadyrl.arguments import RunArgs
+from steadyrl.arguments import RunArgs, is_text
 from steadyrl.errors import TrainingError, UsageError
 from steadyrl.files import UNFINISHED, make_folder, shown, sync_folder
 from steadyrl.output import say
 
+LONGEST_NAME = 240  # bytes: file systems take 255, and a number may follow
 CHECKPOINT = re.compile(r"\d{12}\.[0-9a-f]{64}\.pt")  # <global_step>.<SHA-256 of the file>.pt
 MODEL = re.compile(r"(best_)?model\.pt")
 INITIAL_MODEL = re.compile(r"initial_model\.pt")  # of the run that --init-from names
@@ -87,16 +88,11 @@ def final_result(folder: Path, args: Mapping[str, Any]) -> dict[str, Any] | None
         args: the run's arguments.
     """
     for result in results_of(folder)[-1:]:
-        target = args.get("target_return")
-        reached = target is not None and any(mean >= target for _, mean in read_evaluations(folder))
-        if result["global_step"] >= args["total_timesteps"] or reached:
+        step, target = result["global_step"], args.get("target_return")
+        reached = target is not None and any(at == step and mean >= target for at, mean in read_evaluations(folder))
+        if step >= args["total_timesteps"] or reached:
             return result
     return None
-
-
-def is_text(path: Path) -> bool:
-    """Whether a path is UTF-8. Linux allows any bytes, which Python then has as lone surrogates."""
-    return not re.search("[\ud800-\udfff]", str(path))
 
 
 def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
@@ -111,6 +107,9 @@ def make_run_folder(args: RunArgs, output: Path | None = None) -> Path:
     env_name = re.sub(r"[^\w.+-]", "-", args.env_id)  # ids may hold a "/" or a ":"
     stem = f"{env_name}__{args.exp_name}__{args.seed}__{int(time.time())}"
     names = (f"{stem}-{number}" if number else stem for number in count())
+    for flag, part in [("--exp-name", stem), *(("--output", part) for part in runs.parts)]:
+        if len(part.encode()) > LONGEST_NAME:
+            raise UsageError(f"{flag}: the folder {part[:60]}... must have a name of at most {LONGEST_NAME} bytes")
     try:
         make_folder(runs)
         while True:
@@ -184,9 +183,12 @@ def start_again(folder: Path) -> None:
     left = ours(folder, MODEL) + ours(folder, RESULTS)
     say(f"{shown(folder)} has no checkpoint: training starts again at step 0")
     if left:
-        aside = next(path for n in count(1) if not (path := folder / f"before-{n}").exists())
-        aside.mkdir()
-        for path in left:
-            path.rename(aside / path.name)
-        sync_folder(folder)
+        aside = next(path for n in count(1) if not os.path.lexists(path := folder / f"before-{n}"))
+        try:
+            aside.mkdir()
+            for path in left:
+                path.rename(aside / path.name)
+            sync_folder(folder)
+        except OSError as error:
+            raise TrainingError(f"{shown(aside)}: what was left could not be moved there ({error.strerror})") from error
         say(f"what was there is kept in {shown(aside)}: {', '.join(sorted(path.name for path in left))}")

@@ -24,7 +24,7 @@ from typing import Any
 import filelock
 
 from steadyrl import sweep
-from steadyrl.errors import UsageError
+from steadyrl.errors import UsageError, in_one_line
 from steadyrl.files import shown, write_csv
 from steadyrl.output import say, show
 from steadyrl.run_folder import list_checkpoints, read_evaluations, step_of
@@ -86,6 +86,8 @@ class Tuner:
                 raise UsageError(f"{odd[0]} must be a list of values, or a table with low and high")
             self.space = {name: make[type(choice)](choice) for name, choice in table.items()}
             for name, kind in self.space.items():
+                if name not in self.args:
+                    raise UsageError(f"--{name.replace('_', '-')} must be a flag of this script")
                 if name in ("seed", "eval_frequency"):
                     raise UsageError(f"{name} must be left out: each setting has the same seeds and the same evaluations")
                 for value in (kind.low, kind.high) if isinstance(kind, kinds.FloatDistribution) else kind.choices:
@@ -99,11 +101,11 @@ class Tuner:
         lock: Any = filelock.FileLock(f"{self.journal}.write")
         with lock:
             self.drop_cut_line()
-        storage = JournalStorage(journal.JournalFileBackend(str(self.journal), lock))
         try:
+            storage = JournalStorage(journal.JournalFileBackend(str(self.journal), lock))
             self.study = optuna.create_study(storage=storage, study_name=self.name, direction="maximize", load_if_exists=True)
-        except ValueError as error:
-            raise UsageError(f"{shown(self.journal)}: a line of it cannot be read ({error})") from None
+        except Exception as error:  # of a damaged line: many types
+            raise UsageError(f"{shown(self.journal)}: a line of it cannot be read ({in_one_line(error)})") from None
         # None means the value of a more general flag: for --critic-learning-rate, that of --learning-rate.
         general = {name: self.args.get(name.partition("_")[2]) for name in table}
         own = {name: general[name] if self.args[name] is None else self.args[name] for name in table}
@@ -149,7 +151,13 @@ class Tuner:
 
     def train(self, trial: Any) -> int:
         """Train a trial and, if it ends, report its value to the study; returns the exit status."""
-        jobs = self.jobs(f"{self.name}-{trial.number}", {name: trial._suggest(name, kind) for name, kind in self.space.items()})
+        params = {name: trial._suggest(name, kind) for name, kind in self.space.items()}
+        try:
+            jobs = self.jobs(f"{self.name}-{trial.number}", params)
+        except UsageError as error:  # these values do not fit together
+            say(f"trial {trial.number} cannot be run: {error}")
+            self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+            return 1
         means, self.pruned = dict(self.study.trials[trial.number].intermediate_values), False
 
         def enough() -> bool:

@@ -15,7 +15,7 @@ from helpers import ROOT, quick_args
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
-from steadyrl import compare
+from steadyrl import compare, hub
 
 STEPS = (100, 200, 300, 400, 500, 600)
 
@@ -483,6 +483,14 @@ def test_names_are_drawn_and_written_as_they_are(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_an_unknown_flag_is_one_line(capsys, monkeypatch):
+    """Of this tool and of the one for the hub."""
+    monkeypatch.setattr(sys, "argv", ["hub.py", "--bogus"])
+    assert compare.main(["--bogus"]) == hub.main() == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == printed.err.count("error: ") == 2 and "--bogus" in printed.err
+
+
 def test_a_reader_who_leaves_is_no_error(tmp_path):
     write_run(tmp_path / "run", range(6))
     words = ["sh", "-c", '("$@"; echo $? >status) | head -0', "sh", sys.executable, "-m", "steadyrl.compare", "run"]

@@ -22,7 +22,7 @@ from test_faults import TOY, full_disk
 from test_resume import finish, only_run
 
 import ddpg_continuous_action as ddpg
-from steadyrl import arguments, checks, device, files, hub, output, policies, record, run_folder, sweep
+from steadyrl import arguments, checkpoints, checks, device, files, hub, output, policies, record, run_folder, sweep
 from steadyrl.errors import TrainingError, UsageError
 
 SCRIPT = ROOT / "ddpg_continuous_action.py"
@@ -79,6 +79,9 @@ def test_a_run_that_was_made_longer_is_finished_at_its_last_step_only(finished, 
     assert run_folder.final_result(finished, args) is not None
     assert run_folder.final_result(finished, args | {"total_timesteps": 400}) is None
     assert run_folder.final_result(finished, args | {"total_timesteps": 400, "target_return": -1e9}) is not None
+    with open(finished / "evaluations.csv", "a") as table:  # the target was reached later, without a final evaluation then
+        table.write("350,10.0,0,0,0,0,0\n")
+    assert run_folder.final_result(finished, args | {"total_timesteps": 400, "target_return": 10.0}) is None
 
 
 # Output
@@ -497,6 +500,11 @@ def test_the_hub_gets_neither_links_nor_private_names(finished, tmp_path):
         (["--output", "a\0b"], ["--output", "a path"]),
         (["--env-kwargs", '{"a": ' + "[" * 10_000 + "]" * 10_000 + "}"], ["--env-kwargs"]),
         (["--env-kwargs", '{"a": ' + "[" * 150 + "]" * 150 + "}"], ["--env-kwargs", "nested"]),
+        (["--env-kwargs", '{"a": NaN}'], ["--env-kwargs", "NaN"]),
+        (["--env-kwargs", "null"], ["--env-kwargs", "JSON object"]),
+        (["--exp-name", "a" * 300], ["--exp-name", "at most 240 bytes"]),
+        (["--output", "new/" + "a" * 300], ["--output", "at most 240 bytes"]),
+        (["--init-from", "l\udcff"], ["--init-from", "UTF-8"]),
     ],
 )
 def test_values_beyond_reason_are_refused(tmp_path, flags, words):
@@ -600,6 +608,40 @@ def test_a_damaged_result_is_none(finished, tmp_path, changes):
     assert len(list(finished.glob("evaluation-*.json"))) == 1
 
 
+def test_a_run_in_a_folder_whose_name_is_no_text(finished, tmp_path):
+    """Its checkpoints are whole."""
+    odd = finished.rename(finished.with_name("x\udcff"))
+    before = content(odd)
+    refused(main_in_this_process("--resume", str(odd), "--total-timesteps", "310", cwd=tmp_path), "--resume", "UTF-8")
+    assert content(odd) == before
+
+
+def test_a_checkpoint_is_read_under_the_lock(finished, tmp_path, monkeypatch):
+    """Read before, it could be older than what another process writes while it stops."""
+    load, locked = checkpoints.load_checkpoint, []
+
+    def watched(folder):
+        locked.append(sweep.is_locked(finished / ".lock"))
+        return load(folder)
+
+    monkeypatch.setattr("steadyrl.run.load_checkpoint", watched)
+    assert main_in_this_process("--resume", str(finished), cwd=tmp_path).returncode == 0 and locked == [True]
+
+
+def test_a_saved_evaluate_is_not_obeyed(finished, tmp_path):
+    write_saved_args(finished, evaluate=str(finished), resume="elsewhere")
+    done = main_in_this_process("--resume", str(finished), "--total-timesteps", "310", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run_folder.results_of(finished)[-1]["global_step"] == 310 and not (finished / "evaluate.json").exists()
+
+
+def test_what_was_left_is_kept_under_a_name_that_is_free(finished, tmp_path):
+    shutil.rmtree(finished / "checkpoints")
+    (finished / "before-1").symlink_to("nowhere")
+    assert main_in_this_process("--resume", str(finished), cwd=tmp_path).returncode == 0
+    assert (finished / "before-2" / "best_model.pt").exists()
+
+
 @pytest.mark.parametrize("kind", ["best model", "event file"])
 def test_odd_entries_of_a_run_folder(finished, tmp_path, kind):
     if kind == "best model":
@@ -694,7 +736,10 @@ def test_a_folder_that_goes_away_ends_the_training(run, tmp_path, how):
             if not places:
                 (folder,) = (tmp_path / "runs").iterdir()
                 places.append(folder)
-                folder.rename(tmp_path / "elsewhere") if how == "moved" else shutil.rmtree(folder)
+                if how == "moved":
+                    folder.rename(tmp_path / "elsewhere")
+                while folder.exists():  # TensorBoard's thread may be writing
+                    shutil.rmtree(folder, ignore_errors=True)
             return super().update(*args, **kwargs)
 
     with pytest.raises(TrainingError, match="was moved or removed while its run trained"):

@@ -84,6 +84,8 @@ def value(x: float, y: str) -> float:
         ("", "[toy_script]\nx = { low = 2.0, high = 1.0 }", "low"),
         ("", "[toy_script]\nx = { low = 2.0 }", "high"),
         ("", "[toy_script]\nx = 3", "table [toy_script]: "),
+        ("", "[toy_script]\nepisodes = [1]", "--episodes must be a flag"),
+        ("", "[toy_script]\n'x=0.1 --y' = ['left']", "--x=0.1 --y must be a flag"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(monkeypatch, capsys, words, space, part):
@@ -266,6 +268,26 @@ def test_a_worker_that_was_killed_with_the_lock_keeps_nobody_waiting(monkeypatch
     subprocess.run([sys.executable, "-c", hold, f"{journal.absolute()}.write"])
     Path(f"{journal}.lock").symlink_to(journal)
     assert main(monkeypatch, "--engine", "local", "--trials", "2") == 0
+
+
+@pytest.mark.parametrize("line", [b"{}", b"1", b"null", b'{"op_code": 99}', b'{"op_code": 4}', b"\xff"])
+def test_a_damaged_line_of_a_journal_is_one_line(monkeypatch, capsys, line):
+    tune.Tuner(toy_options())
+    (journal,) = sweep.LOGS.glob("*.journal")
+    journal.write_bytes(journal.read_bytes() + line + b"\n")
+    capsys.readouterr()
+    assert main(monkeypatch, "--engine", "local", "--worker") == 2
+    assert re.fullmatch(r"error: .*a line of it cannot be read.*\n", capsys.readouterr().err)
+
+
+def test_values_that_do_not_fit_together_fail_their_trial_only(monkeypatch, capsys):
+    """The next trials are tried."""
+    Path("space.toml").write_text("[toy_script]\nbatch_size = [4]\nbuffer_size = [2]\n")
+    setting = "a=--batch-size 2 --buffer-size 4"
+    assert main(monkeypatch, "--engine", "local", "--worker", "--trials", "2", "--settings", setting) == 1
+    assert capsys.readouterr().out.count("cannot be run: ") == 2
+    tuner = tune.Tuner(toy_options(trials=2, settings=(setting,)))
+    assert [trial.state for trial in tuner.study.trials] == [TRIAL.FAIL] * 2
 
 
 @pytest.mark.slow
