@@ -5,6 +5,7 @@ import getpass
 import os
 import re
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -59,12 +60,13 @@ class Defaults:
         defaults = torch.get_default_dtype(), device, torch.is_grad_enabled()
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-        return torch.get_num_threads(), *defaults, *autocast, *precision, np.geterr()
+        return sys.getrecursionlimit(), torch.get_num_threads(), *defaults, *autocast, *precision, np.geterr()
 
     def hold(self) -> None:
         """Restore the settings that have changed."""
         if self.read() != self.values:
-            threads, dtype, device, gradients, cpu, cuda, precision, deterministic, numpy_errors = self.values
+            recursion, threads, dtype, device, gradients, cpu, cuda, precision, deterministic, numpy_errors = self.values
+            sys.setrecursionlimit(recursion)
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
             torch.set_default_device(device)

@@ -590,6 +590,8 @@ class Sets(Tame):
             torch.set_autocast_enabled("cpu", True)
         elif self.what == "gradients":
             torch.set_grad_enabled(False)
+        elif self.what == "recursion":
+            sys.setrecursionlimit(200)
         elif self.what == "clock":
             time.perf_counter = time.monotonic = lambda: 1000.0
 

@@ -39,7 +39,8 @@ SHORT = (
 @pytest.fixture(autouse=True)
 def as_it_was():
     """The process as it was, whatever a toy did to it."""
-    folder, handlers = os.getcwd(), {number: signal.getsignal(number) for number in signals.STOP_SIGNALS + signals.SAVE_SIGNALS}
+    folder, recursion = os.getcwd(), sys.getrecursionlimit()
+    handlers = {number: signal.getsignal(number) for number in signals.STOP_SIGNALS + signals.SAVE_SIGNALS}
     os.environ.pop(border_toys.MAIN, None)
     border_toys.RECEIVED.clear()
     yield
@@ -47,6 +48,7 @@ def as_it_was():
     for number, handler in handlers.items():
         signal.signal(number, handler)
     torch.set_default_dtype(torch.float32), torch.set_grad_enabled(True), np.seterr(all="warn", under="ignore")
+    sys.setrecursionlimit(recursion)
     torch.set_default_device(None), torch.set_autocast_enabled("cpu", False)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
 
@@ -691,8 +693,8 @@ def test_a_timer_of_the_user_goes_on(timer):
 
 
 @pytest.mark.parametrize("where", ["reset", "step"])
-@pytest.mark.parametrize("what", ["device", "autocast", "gradients"])
-def test_settings_of_pytorch_that_an_environment_changes(run, what, where):
+@pytest.mark.parametrize("what", ["device", "autocast", "gradients", "recursion"])
+def test_settings_that_an_environment_changes(run, what, where):
     """In training and in evaluations: the networks end with the bits of a run in a tame environment."""
     models = []
     for name, kwargs in (("Tame", {}), ("Sets", {"what": what, "where": where})):
