@@ -37,7 +37,7 @@ class Findings(NamedTuple):
     """What `check` found out about an environment, for the run."""
 
     replay: str  # how a running episode comes back: plain, rebuild or cut
-    disturbed: bool  # a second instance in the same process would disturb it
+    disturbed: bool  # a second instance in the same process would disturb it, or what it draws
 
 
 def check(args: RunArgs) -> Findings:
@@ -162,12 +162,18 @@ def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
                 f"{what} --num-envs {args.num_envs}: instances in one process disturb each other, use --vectorization async"
             )
         say(f"{args.env_id}: two instances in one process disturb each other, so evaluations have a process of their own")
+    elif company.mixed and args.vectorization == "sync":
+        say(f"{args.env_id}: all instances in one process draw from one generator, so evaluations have a process of their own")
+        if args.num_envs > 1:
+            say(
+                f"warning: --num-envs {args.num_envs}: so a resumed run may differ; --vectorization async would keep them apart"
+            )
     say_when_episodes_end(args, company.ended)
     if args.vectorization == "async":
         with contextlib.closing(WorkerEnv(partial(make_replayable_env, args), spaces, args.worker_timeout)) as env:
             env.reset(seed=0)
             env.step(random_actions(env, 0)[0])
-    return Findings(replay, company.disturbed)
+    return Findings(replay, company.disturbed or company.mixed)
 
 
 def say_when_episodes_end(args: RunArgs, ended: bool) -> None:

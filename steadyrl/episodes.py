@@ -6,7 +6,6 @@ the actions since then lead to the same state, bit for bit. `find_replay` finds 
 """
 
 import copy
-import itertools
 import json
 import os
 import signal
@@ -366,6 +365,7 @@ class Company(NamedTuple):
     """What `find_company` found."""
 
     disturbed: bool  # an episode goes another way if a second instance plays meanwhile in this process
+    mixed: bool  # the next episode starts in another way: they draw from one generator
     alone: str  # why there can be no second instance while the first one exists; empty if there can
     ended: bool  # the episode that was played came to its end (true as well if none was played)
 
@@ -390,13 +390,13 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
         try:
             other = make()
         except EnvError as error:
-            return Company(False, str(error), ended)
+            return Company(False, False, str(error), ended)
         try:
             with closing(other):
                 try:
                     other.reset(seed=1)
                 except EnvError as error:  # some simulators only start here
-                    return Company(False, str(error), ended)
+                    return Company(False, False, str(error), ended)
                 for action in actions[:half]:
                     found.append(checksum(*env.step(action)[:2]))
                     if any(other.step(action)[2:4]):
@@ -405,9 +405,11 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
                 found.append(checksum(*env.step(action)[:2]))
             found += play(env, None, [])
         except EnvError:  # neither failed when it was alone
-            return Company(True, "", ended)
-    steady = itertools.takewhile(lambda three: three[0] == three[1], zip(expected, again, found, strict=True))
-    return Company(any(before != after for before, _, after in steady), "", ended)
+            return Company(True, False, "", ended)
+    if expected[:-1] != again[:-1]:  # nothing can be told of an environment that is not the same without company
+        return Company(False, False, "", ended)
+    mixed = plays and expected[-1] == again[-1] != found[-1]
+    return Company(expected[:-1] != found[:-1], mixed, "", ended)
 
 
 def random_actions(env: gym.Env, seed: int) -> list[Any]:

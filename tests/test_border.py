@@ -135,7 +135,7 @@ def test_several_that_share_a_world_in_one_process_are_refused(run, tmp_path):
 def test_two_that_leave_each_other_alone_are_not_suspected():
     for name in ("Tame", "Seeds", "ReusesItsArray"):
         args = border_args(name)
-        assert episodes.find_company(lambda args=args: environments.make_replayable_env(args)) == (False, "", True)
+        assert episodes.find_company(lambda args=args: environments.make_replayable_env(args)) == (False, False, "", True)
 
 
 @pytest.mark.slow
@@ -721,9 +721,12 @@ def test_a_signal_that_each_step_blocks(tmp_path):
     assert done.returncode == 143 and "stopped at step 260" in done.stdout
 
 
-def test_a_generator_that_all_instances_share():
-    """An evaluation would change the start of the next training episode."""
-    assert checks.check(border_args("SharesItsGenerator", episode_replay="auto")) == ("plain", True)
+def test_a_generator_that_all_instances_share(capsys):
+    """An evaluation would change the start of the next training episode. Several training environments are allowed."""
+    args = border_args("SharesItsGenerator", episode_replay="auto", num_envs=3)
+    assert checks.check(args) == ("plain", True)
+    assert "draw from one generator" in (printed := capsys.readouterr().out) and "a resumed run may differ" in printed
+    assert checks.check(border_args("Tame", episode_replay="auto", num_envs=3)) == ("plain", False)
 
 
 @pytest.mark.parametrize("name", ["HasNoGenerator", "DrawsFromOwnBits"])
