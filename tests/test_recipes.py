@@ -134,7 +134,7 @@ def test_readme_and_pages_say_what_the_results_say():
 
 def test_the_page_and_the_comparison_agree():
     """The tables are those that compare.py wrote. That of two critics beside plain DDPG is of all runs that there are."""
-    places = [ROOT / "benchmarks" / "results" / f"{name}.md" for name in ("prioritized", "two_critics")]
+    places = [ROOT / "benchmarks" / "results" / f"{name}.md" for name in ("prioritized", "td3_flags", "two_critics")]
     tables = [place.read_text().split("\n\n")[0] for place in places]
     assert all(table in recipes.PAGE.read_text() for table in tables)
     table = tables[-1]
