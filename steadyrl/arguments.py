@@ -71,8 +71,9 @@ def is_text(path: str | Path) -> bool:
     return not re.search("[\ud800-\udfff]", str(path))
 
 
-def not_a_number(name: str) -> float:
-    """Refuse NaN, which is not of JSON and is not equal to itself: no resumed run would have the same arguments."""
+def infinity_of(name: str) -> float:
+    """A constant that Python reads in JSON. NaN is refused: it is not equal to itself, so no resumed run would have the same
+    arguments."""
     if name == "NaN":
         raise ValueError("NaN is not allowed")
     return float(name)
@@ -81,7 +82,7 @@ def not_a_number(name: str) -> float:
 def parse_json(texts: list[str]) -> dict[str, Any]:
     """The value of a flag given as JSON."""
     try:
-        value = json.loads(texts[0], parse_constant=not_a_number)
+        value = json.loads(texts[0], parse_constant=infinity_of)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{texts[0][:100]!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
@@ -359,7 +360,7 @@ def refuse_removed_flags(args_class: type, argv: list[str]) -> None:
             raise UsageError(f"{flag} {value or following}: {gone.went}")
 
 
-def command_line(kind: type[T], argv: Sequence[str] | None = None, **how: Any) -> T:
+def parse_command_line(kind: type[T], argv: Sequence[str] | None = None, **how: Any) -> T:
     """What tyro makes of a command line (None: that of this process).
 
     Raises:
@@ -391,5 +392,5 @@ def parse_args(args_class: type[A], argv: list[str], default: A) -> A:
     defaults = [base(**{field.name: values[field.name] for field in fields(base)}) for base in groups]
     nested = make_dataclass("Args", [(base.__name__.lower(), base) for base in groups])
     config = tyro.conf.OmitArgPrefixes, tyro.conf.HelptextFromCommentsOff  # looking for comments takes long
-    parsed: Any = command_line(nested, argv, default=nested(*defaults), description=args_class.__doc__, config=config)
+    parsed: Any = parse_command_line(nested, argv, default=nested(*defaults), description=args_class.__doc__, config=config)
     return args_class(**{name: value for group in vars(parsed).values() for name, value in vars(group).items()})

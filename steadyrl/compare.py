@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 from scipy import stats  # type: ignore[import-untyped]  # its types are a package of their own, scipy-stubs
 
-from steadyrl.arguments import command_line
+from steadyrl.arguments import parse_command_line
 from steadyrl.errors import UsageError
 from steadyrl.output import guard, report, show
 from steadyrl.run_folder import final_result
@@ -567,7 +567,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the runs that the command line names; returns the exit status."""
     guard()
     try:
-        compare(command_line(Args, arguments))
+        compare(parse_command_line(Args, arguments))
     except (UsageError, OSError) as error:
         report(error)
         return 2

@@ -155,7 +155,7 @@ class ReplayableEnv(gym.Wrapper):
             raise self.misfit(error) from error
 
     def misfit(self, error: BaseException) -> BaseException:
-        """The EnvError for an error in a step or a reset."""
+        """The EnvError for whatever the environment raised."""
         if os.getpid() != self.process:  # the environment forked it: its status is for that environment
             os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         if isinstance(error, Misfit):

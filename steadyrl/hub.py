@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from steadyrl.arguments import RunArgs, check_args, command_line, script_name
+from steadyrl.arguments import RunArgs, check_args, parse_command_line, script_name
 from steadyrl.errors import UploadError, UsageError, in_one_line
 from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
 from steadyrl.models import saved_models
@@ -229,7 +229,7 @@ def main() -> int:
     """The command line; an expected error is one line and its status."""
     guard()
     try:
-        options = command_line(Options)
+        options = parse_command_line(Options)
         name = load_record(options.run).get("script")
         if options.script is None and name not in SCRIPTS:  # a forged args.json must not run other code
             raise UsageError(f"{options.run}: is a run of {name}.py, name that file with --script")

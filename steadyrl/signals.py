@@ -58,7 +58,7 @@ class Signals:
         for number in self.previous:
             if _signal.getsignal(number) is not self.handler:
                 signal.signal(number, self.handler)
-        _signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT

@@ -737,9 +737,8 @@ def test_a_generator_that_cannot_be_restored(name):
 def test_discrete_actions_have_the_dtype_of_their_space(run):
     """The random ones and the greedy ones."""
     made = []
-    kind = border_toys.ByteActions
 
-    class Watched(kind):
+    class Watched(border_toys.ByteActions):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
             made.append(self)

@@ -482,7 +482,6 @@ def test_names_are_drawn_and_written_as_they_are(tmp_path, capsys):
     assert "| $x_{$ a\\|b |" in (tmp_path / "out.md").read_text() and (tmp_path / "out.pdf").exists()
 
 
-@pytest.mark.slow
 def test_an_unknown_flag_is_one_line(capsys, monkeypatch):
     """Of this tool and of the one for the hub."""
     monkeypatch.setattr(sys, "argv", ["hub.py", "--bogus"])
@@ -491,6 +490,7 @@ def test_an_unknown_flag_is_one_line(capsys, monkeypatch):
     assert printed.out == "" and printed.err.count("\n") == printed.err.count("error: ") == 2 and "--bogus" in printed.err
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_is_no_error(tmp_path):
     write_run(tmp_path / "run", range(6))
     words = ["sh", "-c", '("$@"; echo $? >status) | head -0', "sh", sys.executable, "-m", "steadyrl.compare", "run"]

@@ -133,18 +133,28 @@ def test_readme_and_pages_say_what_the_results_say():
 
 
 def test_the_page_and_the_comparison_agree():
-    """The tables are those that compare.py wrote. That of two critics beside plain DDPG is of all runs that there are."""
+    """The tables are those that compare.py wrote. Those of TD3 are of all runs that there are. So are the README's scores."""
     places = [ROOT / "benchmarks" / "results" / f"{name}.md" for name in ("prioritized", "td3_flags", "two_critics")]
     tables = [place.read_text().split("\n\n")[0] for place in places]
     assert all(table in recipes.PAGE.read_text() for table in tables)
-    table = tables[-1]
-    algorithms = {"two": "TD3", "plain": "DDPG"}
+    algorithms = {"two": "TD3", "plain": "DDPG", "others": "TD3", "defaults": "TD3, CleanRL's defaults"}
     tasks = {(recipe.env_id, recipe.algorithm): task for task, recipe in recipes.RECIPES.items()}
-    for line in [line for line in table.splitlines()[2:] if " tasks, normalised " not in line]:
+
+    def scores(env_id: str, algorithm: str) -> list[float]:
+        task = tasks[env_id, algorithm]
+        return [float(row["last_five"]) for row in recipes.read_results() if row["task"] == task]
+
+    lines = [line for table in tables[1:] for line in table.splitlines()[2:] if " tasks, normalised " not in line]
+    for line in lines:
         env_id, group, runs, _, mean, *_ = line.strip("| ").split(" | ")
-        task = tasks[env_id, algorithms[group]]
-        scores = [float(row["last_five"]) for row in recipes.read_results() if row["task"] == task]
-        assert int(runs) == len(scores) and float(mean.split()[0].replace(",", "")) == pytest.approx(np.mean(scores), abs=0.06)
+        found = scores(env_id, algorithms[group])
+        assert int(runs) == len(found) and float(mean.split()[0].replace(",", "")) == pytest.approx(np.mean(found), abs=0.06)
+    readme = (ROOT / "README.md").read_text()
+    (said,) = re.findall(r"^With TD3, one seed.*?much there\.$", readme, re.MULTILINE | re.DOTALL)
+    order = [("defaults", "Hopper-v4"), ("defaults", "Walker2d-v4"), ("plain", "Hopper-v4"), ("plain", "Walker2d-v4")]
+    order += [("defaults", "HalfCheetah-v4"), ("plain", "HalfCheetah-v4")]
+    means = [f"{np.mean(scores(env_id, algorithms[group])):,.0f}" for group, env_id in order]
+    assert re.findall(r"\d+,\d+", said) == means
 
 
 @pytest.mark.slow
