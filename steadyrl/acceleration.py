@@ -25,6 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from steadyrl.agent import Agent, AnyAgent
 from steadyrl.arguments import RunArgs
+from steadyrl.device import generator_states
 from steadyrl.errors import TrainingError, UsageError
 from steadyrl.output import say
 
@@ -94,7 +95,8 @@ def accelerate(
     """A stand-in for `agent` with a faster `update` and `act`.
 
     It shares the agent's networks and optimisers. Load a state with the stand-in's `load_state_dict`: it fills the existing
-    tensors, because the fast functions refer to those.
+    tensors, because the fast functions refer to those. They also keep the numbers of the agent, of its arguments and of its
+    optimisers, such as a learning rate. If one of them changes, that counts as something that cannot be built.
 
     Args:
         mode: eager (the agent itself), compile or cudagraph; on CUDA, what is compiled is also captured.
@@ -107,16 +109,49 @@ def accelerate(
     """
     if mode == "eager":
         return agent
-    stand_in, fast = copy.copy(agent), FastFunctions(agent, mode, explicit, on_fall_back, paused)
-    vars(stand_in).update(update=fast.update, compute=fast.compute, load_state_dict=partial(restore, agent))
+    stand_in = copy.copy(agent)
+    fast = FastFunctions(stand_in, mode, explicit, on_fall_back, paused)
+    vars(stand_in).update(update=fast.update, compute=fast.compute, load_state_dict=partial(restore, stand_in))
     return stand_in
 
 
+class Numbers:
+    """The numbers of an agent, of its arguments and of its optimisers, as they are now."""
+
+    def __init__(self, agent: Agent):
+        groups = [group for optimizer in agent.optimizers.values() for group in optimizer.param_groups]
+        self.kept: list[tuple[dict[str, Any], list[str], list[Any]]] = []
+        for holder in (vars(agent), vars(agent.args), *groups):
+            names = [name for name, value in holder.items() if isinstance(value, int | float | np.number)]
+            self.kept.append((holder, names, [holder[name] for name in names]))
+
+    @property
+    def same(self) -> bool:
+        """Whether they still are as they were. This takes two microseconds."""
+        return all([*map(holder.get, names)] == values for holder, names, values in self.kept)
+
+    def changed(self) -> list[str]:
+        """The names of those that have changed. NaN is not equal to itself."""
+        parts = [zip(names, values, map(holder.get, names), strict=True) for holder, names, values in self.kept]
+        return [name for part in parts for name, old, new in part if old is not new and old != new]
+
+    def put_back(self) -> None:
+        """Make them what they were."""
+        for holder, names, values in self.kept:
+            holder.update(zip(names, values, strict=True))
+
+
 class FastFunctions:
-    """The `update` and `compute` of an agent, built at the first call with arguments of each kind."""
+    """The `update` and `compute` of an agent, built at the first call with arguments of each kind.
+
+    The agent is the stand-in itself, so that what the training loop sets on it is seen here. Its own two methods are called as
+    those of its class.
+    """
 
     def __init__(self, agent: Agent, mode: str, explicit: bool, on_fall_back: Callable, paused: Callable):
         self.agent, self.mode, self.explicit, self.on_fall_back, self.paused = agent, mode, explicit, on_fall_back, paused
+        self.own_update, self.own_compute = partial(type(agent).update, agent), partial(type(agent).compute, agent)
+        self.numbers: Numbers | None = None  # as they were when the first function was built
         self.captures = mode == "cudagraph" or agent.device.type == "cuda"  # launching compiled kernels one by one is slow
         self.updates: dict[tuple, Callable[..., dict[str, torch.Tensor]]] = {}
         self.policies: dict[tuple, Callable[..., np.ndarray]] = {}
@@ -130,36 +165,38 @@ class FastFunctions:
     def update(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """The agent's `update`."""
         kind, tensors = flatten(args, kwargs)
-        if kind not in self.updates and not self.eager:
+        if not self.eager and self.must_build(kind in self.updates):
             self.build_update(kind, tensors, args, kwargs)
-        return self.agent.update(*args, **kwargs) if self.eager else self.updates[kind](*tensors)
+        return self.own_update(*args, **kwargs) if self.eager else self.updates[kind](*tensors)
 
     def compute(self, *arrays: np.ndarray) -> np.ndarray:
         """The agent's `compute`, which `act` calls."""
         kind = tuple(array.shape for array in arrays)
-        if kind not in self.policies and not self.eager:
+        if not self.eager and self.must_build(kind in self.policies):
             self.build_policy(kind, arrays)
-        return self.agent.compute(*arrays) if self.eager else self.policies[kind](*arrays)
+        return self.own_compute(*arrays) if self.eager else self.policies[kind](*arrays)
+
+    def must_build(self, built: bool) -> bool:
+        """Whether a function must be built before it is called, or cannot be any more."""
+        return not (built and self.numbers and self.numbers.same)
 
     def build_update(self, kind: tuple, tensors: list[torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> None:
-        """Build the function for updates of this kind. The agent's state stays the same.
-
-        The agent's own `update` is called first, outside the code that falls back, so a mistake in it has a normal traceback.
-        This call also makes the optimisers allocate their state.
-        """
+        """Build the function for updates of this kind. The agent's state stays the same."""
         before = copy.deepcopy(self.agent.state_dict())
-        self.agent.update(*args, **kwargs)
-        restore(self.agent, before)
-        named = inspect.signature(self.agent.update).bind(*args, **kwargs).arguments
+        with self.undone(before) as effects:  # this call also makes the optimisers allocate their state
+            self.own_update(*args, **kwargs)
+        named = inspect.signature(self.own_update).bind(*args, **kwargs).arguments
 
         def function(*tensors: torch.Tensor) -> dict[str, torch.Tensor]:
             places = iter(tensors)
             positional = [fill_in(value, places) for value in args]
-            return self.agent.update(*positional, **{name: fill_in(kwargs[name], places) for name in sorted(kwargs)})
+            return self.own_update(*positional, **{name: fill_in(kwargs[name], places) for name in sorted(kwargs)})
 
         flags = ", ".join(f"{name}={value}" for name, value in named.items() if isinstance(value, bool))
         with self.building(f"update({flags})", before):
-            self.refuse_what_cannot_be_built(named)
+            self.refuse_effects(effects)
+            self.refuse_arguments(named)
+            self.refuse_optimizers()
             fast = self.compiled(function, tensors) if self.mode == "compile" else function
             if self.captures:
                 # A batch is read where it is: the replay buffer puts each sample into the same memory.
@@ -169,13 +206,41 @@ class FastFunctions:
             self.updates[kind] = fast
 
     def build_policy(self, kind: tuple, arrays: tuple[np.ndarray, ...]) -> None:
-        """Build the function for actions of this kind. As for updates, the agent's own is called first."""
-        self.agent.compute(*arrays)
+        """Build the function for actions of this kind."""
+        with self.undone() as effects:
+            self.own_compute(*arrays)
         with self.building(f"act of {len(arrays[0])}", None):
+            self.refuse_effects(effects)
             places = [torch.as_tensor(array, device=self.agent.device).clone() for array in arrays]
             policy: Callable = lambda *tensors: self.agent.policy(*tensors)  # noqa: E731  # make_fx counts arguments, self too
             policy = self.compiled(policy, places) if self.mode == "compile" else policy
             self.policies[kind] = self.captured_policy(policy, places) if self.captures else on_the_host(policy)
+
+    @contextmanager
+    def undone(self, before: dict[str, Any] | None = None) -> Iterator[list[str]]:
+        """Around the first call of a method of the agent: restore the agent to `before`, its numbers, and PyTorch's generators.
+
+        This is outside the code that falls back, so a mistake in the method has a normal traceback.
+
+        Yields:
+            a list to which are added, at the end, the effects that a built function would not repeat.
+        """
+        effects: list[str] = []
+        numbers = Numbers(self.agent)
+        self.numbers = self.numbers or numbers
+        with self.forked_generators():
+            generators = generator_states(self.agent.device)
+            yield effects
+            if not all(map(torch.equal, generators, generator_states(self.agent.device))):
+                effects.append("it draws random numbers, which must be drawn before and passed to it")
+        effects += [f"it changes {name}, a number that no checkpoint holds" for name in numbers.changed()]
+        numbers.put_back()
+        if before is not None:
+            restore(self.agent, before)
+
+    def forked_generators(self) -> AbstractContextManager[None]:
+        """Around what must not change PyTorch's generators."""
+        return torch.random.fork_rng([self.agent.device] if self.agent.device.type == "cuda" else [])
 
     @contextmanager
     def building(self, what: str, before: dict[str, Any] | None) -> Iterator[None]:
@@ -186,7 +251,7 @@ class FastFunctions:
         self.announced = True
         with self.paused():
             try:
-                with torch.random.fork_rng([self.agent.device] if self.agent.device.type == "cuda" else []):
+                with self.forked_generators():
                     yield
                 say(f"--accelerate {self.mode}: {what} built in {time.perf_counter() - begin:.1f} seconds")
             except Exception as error:  # no compiler, no device, an operation that cannot be captured: many types
@@ -200,12 +265,21 @@ class FastFunctions:
                 if before is not None:
                     restore(self.agent, before)
 
-    def refuse_what_cannot_be_built(self, named: dict[str, Any]) -> None:
-        """Raise CannotBuild for an argument that would keep its first value for ever, and for an optimiser of another type."""
+    def refuse_effects(self, effects: list[str]) -> None:
+        """Raise CannotBuild for effects of a first call, and for a number that has changed since the first build."""
+        changed = self.numbers.changed() if self.numbers else []
+        for effect in effects + [f"{name} has changed, and built code keeps numbers: it must be a tensor" for name in changed]:
+            raise CannotBuild(effect)
+
+    def refuse_arguments(self, named: dict[str, Any]) -> None:
+        """Raise CannotBuild for an argument of an update that would keep its first value for ever."""
         for name, value in named.items():
             parts = value if hasattr(value, "_fields") else (value,)  # a batch is a named tuple
             if not all(isinstance(part, torch.Tensor | bool | None) for part in parts):
                 raise CannotBuild(f"update's {name} is of type {type(value).__name__}, must be a tensor, a bool or None")
+
+    def refuse_optimizers(self) -> None:
+        """Raise CannotBuild for an optimiser whose steps cannot be compiled or captured."""
         for name, optimizer in self.agent.optimizers.items():
             (group, *others), kind = optimizer.param_groups, type(optimizer).__name__
             if self.mode == "compile" and (kind != "AdamW" or others or group["amsgrad"] or group["maximize"]):

@@ -121,16 +121,21 @@ class Agent(ABC):
             optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
 
     def check_parts(self) -> None:
-        """Raise a TypeError for a network or an optimiser that no checkpoint would hold, because it has no name."""
+        """Raise a TypeError for a part that no checkpoint would hold: one without a name, or a trained tensor of no network."""
         saved = {
             id(tensor) for network in self.saved_modules.values() for tensor in network.state_dict(keep_vars=True).values()
         }
-        for name, part in vars(self).items():
-            tensors = part.state_dict(keep_vars=True).values() if isinstance(part, torch.nn.Module) else ()
-            forgotten = isinstance(part, torch.optim.Optimizer) and part not in self.optimizers.values()
-            if forgotten or not saved.issuperset(map(id, tensors)):
-                where = "optimizers" if forgotten else "networks"
-                raise TypeError(f"{type(self).__name__}.{name} is not among its `{where}`: no checkpoint would hold it")
+        for name, attribute in vars(self).items():
+            values = tuple(attribute.values()) if isinstance(attribute, dict) else attribute
+            for part in values if isinstance(values, list | tuple) else [values]:
+                tensors = part.state_dict(keep_vars=True).values() if isinstance(part, torch.nn.Module) else ()
+                forgotten = isinstance(part, torch.optim.Optimizer) and part not in self.optimizers.values()
+                if forgotten or not saved.issuperset(map(id, tensors)):
+                    where = "optimizers" if forgotten else "networks"
+                    raise TypeError(f"{type(self).__name__}.{name} is not among its `{where}`: no checkpoint would hold it")
+        for name, optimizer in self.optimizers.items():
+            if not saved.issuperset(id(tensor) for group in optimizer.param_groups for tensor in group["params"]):
+                raise TypeError(f"the optimizer {name} trains a tensor that is not in a network: no checkpoint would hold it")
 
 
 @contextmanager

@@ -47,6 +47,18 @@ def set_up_cache() -> None:
         say(f"PyTorch cannot keep compiled code in its cache ({error}), so this run uses a new one")
 
 
+def generator_states(device: torch.device) -> list[torch.Tensor]:
+    """The states of PyTorch's generators. Our algorithms do not draw from them in training. One with dropout does."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def restore_generators(device: torch.device, states: list[torch.Tensor]) -> None:
+    """Restore what `generator_states` returned, maybe on another device."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
 class Defaults:
     """Settings of the whole process, as they are when this is made. An environment may change them; `hold` restores them."""
 

@@ -22,7 +22,7 @@ from steadyrl.agent import Agent, AnyAgent
 from steadyrl.arguments import RunArgs
 from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
 from steadyrl.checks import check, check_goals, initial_model_of
-from steadyrl.device import Defaults, set_up_device
+from steadyrl.device import Defaults, generator_states, restore_generators, set_up_device
 from steadyrl.environments import check_finite, make_envs
 from steadyrl.episodes import TrainingEnvs
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError, in_one_line
@@ -230,6 +230,8 @@ class Run:
                     what = f"--resume {shown(self.folder)}: its checkpoint does not fit this {name}"
                     raise UsageError(f"{what} ({in_one_line(error)[:300]})") from error
             rb.cut_off(envs.cut_off)
+            if "generators" in self.checkpoint["run"]:  # not in older ones
+                restore_generators(self.device, self.checkpoint["run"]["generators"])
         self.agent, self.envs, self.rb = agent, envs, rb
         self.parts, self.others = parts, others  # whole now: from here on, something can be saved after an error
         if self.checkpoint is None:
@@ -492,6 +494,7 @@ class Run:
             "elapsed": time.perf_counter() - self.start_time,
             "settings": self.settings,
             "best_model": self.best_model,
+            "generators": generator_states(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -504,6 +504,108 @@ def test_an_argument_that_would_keep_its_first_value_is_refused_by_name(stand_in
             fast.update(batch, True, allowed)
 
 
+class Weighted(ddpg.DDPG):
+    """A DDPG with a number of its own."""
+
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.weight = 1.0
+
+    def actor_loss(self, batch):
+        return self.weight * super().actor_loss(batch)
+
+
+def set_weight(agent, value):
+    agent.weight = value
+
+
+def set_tau(agent, value):
+    agent.args.tau = value
+
+
+def set_lr(agent, value):
+    agent.actor_optimizer.param_groups[0]["lr"] = value
+
+
+CHANGES = [(set_weight, "weight"), (set_tau, "tau"), (set_lr, "lr")]
+
+
+@pytest.mark.parametrize("mode", ["compile", "cudagraph"])
+@pytest.mark.parametrize(("change", "name"), CHANGES, ids=["weight", "tau", "lr"])
+def test_a_number_that_changes_after_a_build_is_never_ignored(stand_in, monkeypatch, capsys, mode, change, name):
+    monkeypatch.setattr(acceleration, "compile_function", lambda function, tensors: function)
+    agents = [Weighted(*spaces_of(ddpg), quick_args(), torch.device("cpu")) for _ in range(3)]
+    for agent in agents[1:]:
+        agent.load_state_dict(agents[0].state_dict())
+    (eager, *others), fell_back = agents, []
+    asked_for = acceleration.accelerate(others[0], mode)
+    fast = acceleration.accelerate(others[1], mode, False, lambda: fell_back.append(True))
+    rb = filled_buffer(ddpg, eager.args)
+    for number, value in enumerate([None, 0.5, 0.25]):
+        batch = rb.sample(16)
+        for agent in (eager, fast):
+            if value:
+                change(agent, value)
+            agent.update(batch, update_policy=True)
+        assert len(fell_back) == (number > 0)
+    assert_same(eager.state_dict()["networks"], fast.state_dict()["networks"])
+    assert f"({name} has changed, and built code keeps numbers: it must be a tensor)" in capsys.readouterr().out
+    asked_for.act(np.zeros((2, 3)))
+    change(asked_for, 0.5)
+    for call in (lambda: asked_for.act(np.zeros((2, 3))), lambda: asked_for.update(batch, update_policy=True)):
+        with pytest.raises(errors.TrainingError, match=rf"\({name} has changed"):
+            call()
+
+
+@pytest.mark.slow
+def test_a_learning_rate_in_a_tensor_may_change():
+    agents = []
+    for mode in ("eager", "compile"):
+        agent, _, rb = trained(mode, updates=0)
+        (group,) = agent.actor_optimizer.param_groups
+        group["lr"] = torch.tensor(group["lr"])
+        for number in range(1, 8):
+            group["lr"].fill_(1e-3 * number)
+            agent.update(**update_of(agent, rb, number))
+        agents.append(agent)
+    assert_same(agents[0].state_dict(), agents[1].state_dict(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize(
+    ("effect", "words"),
+    [
+        ("count", "it changes count, a number that no checkpoint holds"),
+        ("draw", "it draws random numbers, which must be drawn before"),
+    ],
+)
+def test_an_update_with_other_effects_is_refused_by_name(stand_in, capsys, effect, words, explicit):
+    class Other(ddpg.DDPG):
+        def __init__(self, *values):
+            super().__init__(*values)
+            self.count = 0
+
+        def update(self, batch, update_policy):
+            if effect == "count":
+                self.count += 1
+                return super().update(batch, self.count % 2 == 0)
+            return super().update(batch._replace(rewards=batch.rewards + torch.randn_like(batch.rewards)), update_policy)
+
+    agents = [Other(*spaces_of(ddpg), quick_args(), torch.device("cpu")) for _ in range(2)]
+    agents[1].load_state_dict(agents[0].state_dict())
+    batch, fast = filled_buffer(ddpg, agents[0].args).sample(16), acceleration.accelerate(agents[1], "cudagraph", explicit)
+    if explicit:
+        with pytest.raises(errors.TrainingError, match=rf"\({words}"):
+            fast.update(batch, update_policy=True)
+        return
+    for agent in (agents[0], fast):
+        torch.manual_seed(0)
+        for _ in range(4):
+            agent.update(batch, update_policy=True)
+    assert_same(agents[0].state_dict(), fast.state_dict())
+    assert capsys.readouterr().out.count(f"({words}") == 1
+
+
 OTHER_OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1),

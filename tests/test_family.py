@@ -157,16 +157,30 @@ def test_observations_of_another_shape_are_refused(script, shape):
 
 @pytest.mark.parametrize("script", AGENTS)
 @pytest.mark.parametrize("kind", ["networks", "optimizers"])
-def test_a_part_that_no_checkpoint_would_hold_is_refused(run, script, kind):
+@pytest.mark.parametrize("held", [lambda part: part, lambda part: [part], lambda part: {"a": part}], ids=["", "list", "dict"])
+def test_a_part_that_no_checkpoint_would_hold_is_refused(run, script, kind, held):
     class Forgetful(script.main.agent_class):
         def __init__(self, *values):
             super().__init__(*values)
             network = next(iter(self.networks.values()))
-            self.known = next(network.children())  # of one that is saved
-            self.curiosity = torch.nn.Linear(1, 1) if kind == "networks" else torch.optim.SGD(network.parameters(), lr=1.0)
+            self.known = [next(network.children()), network]  # of one that is saved
+            curiosity = torch.nn.Linear(1, 1) if kind == "networks" else torch.optim.SGD(network.parameters(), lr=1.0)
+            self.curiosity = held(curiosity)
 
     with pytest.raises(TypeError, match=f"^Forgetful.curiosity is not among its `{kind}`: no checkpoint would hold it$"):
         run(quick_args(script, env_id=TASKS[script]), Forgetful)
+
+
+def test_a_tensor_that_is_trained_and_in_no_network_is_refused(run):
+    class Forgetful(sac.SAC):
+        def __init__(self, *values):
+            super().__init__(*values)
+            self.log_alpha = torch.zeros(1, requires_grad=True)  # as CleanRL has it
+            self.optimizers["alpha"] = torch.optim.AdamW([self.log_alpha])
+
+    words = "^the optimizer alpha trains a tensor that is not in a network: no checkpoint would hold it$"
+    with pytest.raises(TypeError, match=words):
+        run(quick_args(sac), Forgetful)
 
 
 def test_a_forgotten_resume_is_an_error_before_the_first_step(tmp_path):

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fingerprint import fingerprint
-from helpers import ROOT, scalars
+from helpers import ROOT, Crash, crash, ddpg, scalars
 from processes import run_script
 from test_arguments import main_in_this_process
+
+from steadyrl import acceleration
 
 SHORT = (
     "--total-timesteps 600 --learning-starts 150 --buffer-size 256 --batch-size 32 --hidden-sizes 32 32 --no-cuda "
@@ -103,3 +106,30 @@ def test_a_resumed_resume(uninterrupted, tmp_path):
     assert run_killed(tmp_path, "evaluate", 1, "--resume", str(run_dir)).returncode == -9
     finish(tmp_path, run_dir)
     assert fingerprint(run_dir) == uninterrupted(arguments)
+
+
+@pytest.mark.parametrize("mode", ["eager", "auto"])
+def test_an_update_of_a_user_that_draws_from_pytorchs_generator_resumes_too(at_step, monkeypatch, tmp_path, mode):
+    """As dropout does. It cannot be compiled, so "auto" goes on in eager mode."""
+    update = ddpg.DDPG.update
+
+    def noisy(self, batch, update_policy):
+        return update(self, batch._replace(rewards=batch.rewards + torch.randn_like(batch.rewards)), update_policy)
+
+    monkeypatch.setattr(ddpg.DDPG, "update", noisy)
+    monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 0)
+    monkeypatch.setattr(acceleration, "compile_function", lambda function, tensors: function)
+    arguments = f"--env-id Pendulum-v1 {SHORT} --accelerate {mode}".split()
+    folders = [tmp_path / "alone", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+        if folder is folders[1]:
+            at_step(377, crash)
+            with pytest.raises(Crash):
+                main_in_this_process(*arguments, cwd=folder)
+            arguments = ["--resume", str(only_run(folder))]
+        done = main_in_this_process(*arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("it draws random numbers") == (mode == "auto" and folder is folders[0])
+    alone, killed = (fingerprint(only_run(folder)) for folder in folders)
+    assert alone == killed
