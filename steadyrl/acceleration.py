@@ -94,9 +94,8 @@ def accelerate(
 ) -> AnyAgent:
     """A stand-in for `agent` with a faster `update` and `act`.
 
-    It shares the agent's networks and optimisers. Load a state with the stand-in's `load_state_dict`: it fills the existing
-    tensors, because the fast functions refer to those. They also keep the numbers of the agent, of its arguments and of its
-    optimisers, such as a learning rate. If one of them changes, that counts as something that cannot be built.
+    It shares the agent's networks and optimisers. The fast functions refer to their tensors, and keep the numbers of the agent,
+    of its arguments and of its optimisers, such as a learning rate. A number that changes counts as what cannot be built.
 
     Args:
         mode: eager (the agent itself), compile or cudagraph; on CUDA, what is compiled is also captured.
@@ -111,7 +110,7 @@ def accelerate(
         return agent
     stand_in = copy.copy(agent)
     fast = FastFunctions(stand_in, mode, explicit, on_fall_back, paused)
-    vars(stand_in).update(update=fast.update, compute=fast.compute, load_state_dict=partial(restore, stand_in))
+    vars(stand_in).update(update=fast.update, compute=fast.compute)
     return stand_in
 
 
@@ -171,7 +170,7 @@ class FastFunctions:
 
     def compute(self, *arrays: np.ndarray) -> np.ndarray:
         """The agent's `compute`, which `act` calls."""
-        kind = tuple(array.shape for array in arrays)
+        kind = tuple((array.shape, array.dtype) for array in arrays)
         if not self.eager and self.must_build(kind in self.policies):
             self.build_policy(kind, arrays)
         return self.own_compute(*arrays) if self.eager else self.policies[kind](*arrays)
@@ -236,7 +235,7 @@ class FastFunctions:
         effects += [f"it changes {name}, a number that no checkpoint holds" for name in numbers.changed()]
         numbers.put_back()
         if before is not None:
-            restore(self.agent, before)
+            self.agent.load_state_dict(before)
 
     def forked_generators(self) -> AbstractContextManager[None]:
         """Around what must not change PyTorch's generators."""
@@ -263,7 +262,7 @@ class FastFunctions:
                 self.on_fall_back()
             finally:
                 if before is not None:
-                    restore(self.agent, before)
+                    self.agent.load_state_dict(before)
 
     def refuse_effects(self, effects: list[str]) -> None:
         """Raise CannotBuild for effects of a first call, and for a number that has changed since the first build."""
@@ -333,15 +332,17 @@ class FastFunctions:
 
 
 def flatten(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, list[torch.Tensor]]:
-    """The kind of a call, and its tensors in order. One fast function handles all calls of the same kind."""
+    """The kind of a call, and its tensors in order. One fast function handles all calls of the same kind: compiled code reads a
+    tensor of another stride or type wrongly."""
     kind: list[Any] = []
     tensors: list[torch.Tensor] = []
     for name, value in (*enumerate(args), *sorted(kwargs.items())):
         for part in value if isinstance(value, tuple) else (value,):
             if isinstance(part, torch.Tensor):
                 tensors.append(part)
-            told_apart = isinstance(part, bool | None)  # by its value
-            kind.append((name, part if told_apart else getattr(part, "shape", type(part))))
+                kind.append((name, part.shape, part.stride(), part.dtype))
+            else:
+                kind.append((name, part if isinstance(part, bool | None) else type(part)))
     return tuple(kind), tensors
 
 
@@ -360,23 +361,6 @@ def on_the_host(policy: Callable) -> Callable[..., np.ndarray]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message."""
     return next(iter(str(error).splitlines()), repr(error))
-
-
-def restore(agent: Agent, state: dict[str, Any]) -> None:
-    """Do what `agent.load_state_dict` does, but copy into the tensors that exist: the fast functions refer to those."""
-    fill(agent.state_dict(), state)
-    if agent.device.type == "cuda":
-        torch.cuda.synchronize()  # a captured `act` reads on a stream of its own
-
-
-@torch.no_grad()
-def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
-    """Copy nested values into nested tensors. Without values (an optimiser before its first step) the tensors become zero."""
-    for name, tensor in tensors.items():
-        if isinstance(tensor, dict):
-            fill(tensor, values[name] if values else {})
-        elif isinstance(tensor, torch.Tensor):
-            tensor.copy_(values[name] if values else torch.zeros_like(tensor))
 
 
 def compile_function(function: Callable, inputs: list[torch.Tensor], again: bool = True) -> Callable:

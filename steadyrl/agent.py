@@ -1,5 +1,6 @@
 """The contract between an algorithm and a run. The modules of this package know an agent only through this class."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ class Agent(ABC):
 
     @abstractmethod
     def value(self, obs: np.ndarray) -> np.ndarray:
-        """The agent's value of the greedy action: (N, O) observations to (N,) values. Evaluation needs it for q_bias."""
+        """The agent's value of the greedy action: (N, O) observations to (N,) values, (1,) for (O,). q_bias needs it."""
 
     @abstractmethod
     def update(self, *args: Any, **kwargs: Any) -> Losses:
@@ -87,7 +88,7 @@ class Agent(ABC):
             ValueError: if the observations have another shape.
         """
         single = np.shape(obs) == self.observation_space.shape
-        actions = self.compute(self.checked(np.expand_dims(obs, 0) if single else obs), *others)
+        actions = self.compute(self.checked(obs), *map(np.ascontiguousarray, others))
         if isinstance(self.action_space, gym.spaces.Box):
             actions = legal(actions, self.action_space)
         return actions[0] if single else actions
@@ -97,14 +98,16 @@ class Agent(ABC):
         return self.policy(*(torch.as_tensor(array, device=self.device) for array in arrays)).cpu().numpy()
 
     def checked(self, obs: np.ndarray) -> np.ndarray:
-        """Observations as the networks see them, float32. Raises a ValueError if they are not (N, O)."""
-        array, (size,) = np.asarray(obs, np.float32), self.observation_space.shape or (1,)
+        """(N, O) observations, or (O,) for one, as the networks see them: (N, O) float32. Raises a ValueError for other shapes."""
+        (size,) = self.observation_space.shape or (1,)
+        array = np.require(obs, np.float32, ["C", "W"])  # of what is not writable, PyTorch would warn
+        array = array[None] if array.shape == (size,) else array
         if array.ndim != 2 or array.shape[1] != size:
             raise ValueError(f"observations have the shape {np.shape(obs)}, must be (N, {size}) or ({size},)")
         return self.observation_normalizer.normalize(array) if self.observation_normalizer else array
 
     def tensor(self, obs: np.ndarray) -> torch.Tensor:
-        """(N, O) observations on the device, as the networks see them."""
+        """(N, O) observations, or (O,) for one, on the device, as the networks see them: (N, O)."""
         return torch.as_tensor(self.checked(obs), device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,12 +116,20 @@ class Agent(ABC):
         return {"networks": networks, "optimizers": {name: part.state_dict() for name, part in self.optimizers.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state from `state_dict`, but keep this agent's own learning rates."""
+        """Restore a state from `state_dict`, but keep this agent's own learning rates. The state is copied.
+
+        Tensors that exist are filled, not replaced, because compiled and captured functions refer to them.
+        """
         for name, network in self.saved_modules.items():
             network.load_state_dict(state["networks"][name])
         for name, optimizer in self.optimizers.items():
-            own = optimizer.state_dict()["param_groups"]  # the saved ones hold that run's learning rate and device options
-            optimizer.load_state_dict({"state": state["optimizers"][name]["state"], "param_groups": own})
+            own, saved = optimizer.state_dict(), state["optimizers"][name]["state"]
+            if own["state"].keys() >= saved.keys():
+                fill(own["state"], saved)
+            else:  # the saved groups hold that run's learning rate and device options
+                optimizer.load_state_dict({"state": copy.deepcopy(saved), "param_groups": own["param_groups"]})
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # a captured `act` reads on a stream of its own
 
     def check_parts(self) -> None:
         """Raise a TypeError for a part that no checkpoint would hold: one without a name, or a trained tensor of no network."""
@@ -136,6 +147,16 @@ class Agent(ABC):
         for name, optimizer in self.optimizers.items():
             if not saved.issuperset(id(tensor) for group in optimizer.param_groups for tensor in group["params"]):
                 raise TypeError(f"the optimizer {name} trains a tensor that is not in a network: no checkpoint would hold it")
+
+
+@torch.no_grad()
+def fill(tensors: dict[Any, Any], values: dict[Any, Any]) -> None:
+    """Copy nested values into nested tensors. Without values (an optimiser before its first step) the tensors become zero."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, dict):
+            fill(tensor, values[name] if values else {})
+        elif isinstance(tensor, torch.Tensor):
+            tensor.copy_(values[name] if values else torch.zeros_like(tensor))
 
 
 @contextmanager

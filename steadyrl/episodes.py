@@ -303,7 +303,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         """Play the running episodes again. If the observations and rewards of an environment are not the
         same bit for bit, it starts a new episode, and a message says so."""
         self.env.reset()
-        self.episodes = [episode | {"actions": list(episode["actions"].numpy())} for episode in state["episodes"]]
+        self.episodes = [episode | {"actions": list(episode["actions"].numpy().copy())} for episode in state["episodes"]]
         self.observations = state["observations"].numpy().copy()
         vector: Any = self.unwrapped
         steps = 1 + max(len(episode["actions"]) for episode in self.episodes)

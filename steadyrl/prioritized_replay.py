@@ -80,6 +80,7 @@ class PrioritizedSampling(Sampling):
         return {"priorities": torch.from_numpy(priorities), "highest_priority": float(self.highest)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums[:] = 0
         self.sums[self.leaves : self.leaves + len(state["priorities"])] = state["priorities"].numpy()
         start = self.leaves
         while start > self.top:  # level by level

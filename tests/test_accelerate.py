@@ -205,6 +205,35 @@ def test_compiled_restores():
     restores("compile")
 
 
+def test_a_state_can_be_loaded_before_the_first_update(stand_in):
+    """The optimisers' states too, which are then not yet there to be filled."""
+    other, _, rb = trained("eager", updates=3)
+    agent, _, _ = trained("cudagraph", updates=0)
+    agent.load_state_dict(other.state_dict())
+    for number in (4, 5):
+        arguments = update_of(other, rb, number)
+        other.update(**arguments), agent.update(**arguments)
+    assert_same(other.state_dict(), agent.state_dict())
+
+
+@pytest.mark.slow
+def test_compiled_code_is_given_what_it_was_built_for():
+    """A tensor of another stride or type is never read as if it were of the first one."""
+    (fast, _, rb), (eager, _, _) = trained("compile", updates=2), trained("eager", updates=2)
+    batch = rb.sample(32)
+    batch = ReplayBufferSamples(*(None if part is None else part.contiguous() for part in batch))
+    for agent in (fast, eager):
+        agent.update(batch=batch, update_policy=True)
+    assert_same(eager.state_dict(), fast.state_dict(), rtol=1e-4, atol=1e-6)
+    obs = np.random.default_rng(0).normal(size=(5, 3))
+    for same in (obs, np.asfortranarray(obs, np.float32), obs[::-1][::-1]):
+        np.testing.assert_allclose(fast.act(same), eager.act(same), atol=1e-6)
+    (fast, _, _), (eager, _, _) = trained("compile", updates=0, script=sac), trained("eager", updates=0, script=sac)
+    noise = np.random.default_rng(0).normal(size=(5, 1))
+    for same in (noise.astype(np.float32), noise, np.asfortranarray(noise)):
+        np.testing.assert_allclose(fast.act(obs, same), eager.act(obs, same), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_compiled_code_takes_each_tensor_once(monkeypatch):
     """One that was an attribute as well would count as two that share memory: twice the code, and 15% slower."""

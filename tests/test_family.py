@@ -1,6 +1,7 @@
 """What the scripts of the family share: the loop, exact resume, accelerated updates, refusals, the command line."""
 
 import ast
+import copy
 import csv
 import json
 import random
@@ -141,6 +142,39 @@ def test_act_takes_one_observation_or_many_of_any_dtype(script):
     if script is sac:
         noise = np.ones((1, 2), np.float32)
         np.testing.assert_array_equal(agent.act(many[0], noise), agent.act(many[:1], noise)[0])
+
+
+@pytest.mark.parametrize("script", AGENTS)
+@pytest.mark.filterwarnings("error")
+def test_observations_may_lie_in_memory_as_they_like(script):
+    agent = agent_of(script)
+    (size,) = agent.observation_space.shape
+    plain = np.random.default_rng(0).normal(size=(4, size)).astype(np.float32)
+    fixed = plain.copy()
+    fixed.flags.writeable = False
+    for obs in (plain[::-1][::-1], np.asfortranarray(plain), fixed, np.hstack([plain, plain])[:, :size], plain.tolist()):
+        np.testing.assert_array_equal(agent.act(obs), agent.act(plain))
+        np.testing.assert_array_equal(agent.value(obs), agent.value(plain))
+    np.testing.assert_allclose(agent.value(plain[0]), agent.value(plain)[:1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("script", AGENTS)
+def test_what_was_loaded_is_a_copy(script):
+    """Two agents with the state of a third go their own ways; a checkpoint's file is let go."""
+    agents = [agent_of(script) for _ in range(3)]
+    rb = filled_buffer(script, agents[0].args)
+    for number in (1, 2):
+        agents[0].update(**update_of(agents[0], rb, number))
+    state = agents[0].state_dict()
+    for agent in agents[1:]:
+        agent.load_state_dict(state)
+    before = copy.deepcopy(state)
+    assert_same(agents[1].state_dict(), before)
+    agents[1].update(**update_of(agents[1], rb, 3))
+    for agent in (agents[0], agents[2]):
+        assert_same(agent.state_dict(), before)
+    agents[1].load_state_dict(before)  # once more, into tensors that exist
+    assert_same(agents[1].state_dict(), before)
 
 
 @pytest.mark.parametrize("script", AGENTS)
