@@ -166,8 +166,8 @@ class Actor(nn.Module):
         super().__init__()
         self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
-        self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
-        self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
+        self.register_buffer("action_scale", torch.tensor(action_space.high / 2 - action_space.low.astype(float) / 2).float())
+        self.register_buffer("action_bias", torch.tensor(action_space.high / 2 + action_space.low.astype(float) / 2).float())
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias

@@ -202,8 +202,8 @@ class DQN(Agent):
         td_loss = F.smooth_l1_loss if self.args.replay == "prioritized" else F.mse_loss
         return td_loss(q_values, td_target), q_values
 
-    def update(self, batch: ReplayBufferSamples, update_policy: bool = True) -> Losses:
-        """One step of the Q-network, and so of the policy.
+    def update(self, batch: ReplayBufferSamples, update_policy: Literal[True] = True) -> Losses:
+        """One step of the Q-network, and so of the policy: `update_policy` cannot be false.
 
         Returns detached scalars, still on the device: q_loss and q_est. Prioritised replay also needs the (B,) td_errors.
         """

@@ -168,8 +168,8 @@ class Actor(nn.Module):
         self.hidden = hidden_layers(observation_space.shape[0], args.normalization, args)
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
         self.log_std = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
-        self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
-        self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
+        self.register_buffer("action_scale", torch.tensor(action_space.high / 2 - action_space.low.astype(float) / 2).float())
+        self.register_buffer("action_bias", torch.tensor(action_space.high / 2 + action_space.low.astype(float) / 2).float())
 
     def forward(self, obs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = self.hidden(obs)
@@ -178,7 +178,7 @@ class Actor(nn.Module):
         raw = self.mu(x) + log_std.exp() * noise
         # The change of variables (1801.01290, equation 21): log da/draw = log(scale (1 - tanh(raw)^2)), in a form that
         # neither overflows nor takes the logarithm of 0.
-        log_scale = self.action_scale.where(self.action_scale > 0, 1).log()  # a locked dimension, low == high, has no density
+        log_scale = self.action_scale.where(self.action_scale > 0, 1).log()  # low == high: a fixed action, any scale will do
         log_slope = 2 * (math.log(2) - raw - F.softplus(-2 * raw)) + log_scale
         log_prob = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2 - log_slope
         return torch.tanh(raw) * self.action_scale + self.action_bias, log_prob.sum(dim=1)
@@ -228,7 +228,7 @@ class SAC(Agent):
         The mean over eight actions. Their noise is always the same, with mean 0 and variance 1. Evaluation needs it for q_bias.
         """
         observations = self.tensor(obs)
-        drawn = np.random.default_rng(0).standard_normal((8, 1, len(self.actor.action_bias)))
+        drawn = np.random.default_rng(0).standard_normal((8, 1, gym.spaces.flatdim(self.action_space)))
         noise = torch.as_tensor((drawn - drawn.mean(axis=0)) / drawn.std(axis=0), dtype=torch.float32, device=self.device)
         values = [self.soft_value(self.critics, observations, row.expand(len(obs), -1))[0] for row in noise]
         return (sum(values[1:], start=values[0]) / len(values)).cpu().numpy()

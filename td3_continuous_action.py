@@ -154,8 +154,8 @@ class Actor(nn.Module):
         super().__init__()
         self.hidden = hidden_layers(observation_space.shape[0], args)
         self.mu = nn.Linear(args.hidden_sizes[-1], action_space.shape[0])
-        self.register_buffer("action_scale", torch.from_numpy(action_space.high / 2 - action_space.low / 2).float())
-        self.register_buffer("action_bias", torch.from_numpy(action_space.high / 2 + action_space.low / 2).float())
+        self.register_buffer("action_scale", torch.tensor(action_space.high / 2 - action_space.low.astype(float) / 2).float())
+        self.register_buffer("action_bias", torch.tensor(action_space.high / 2 + action_space.low.astype(float) / 2).float())
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.mu(self.hidden(obs))) * self.action_scale + self.action_bias
@@ -169,6 +169,7 @@ class TD3(Agent):
     def __init__(self, observation_space: gym.spaces.Box, action_space: gym.spaces.Box, args: Args, device: torch.device):
         super().__init__(observation_space, action_space, args, device)
         self.actor = Actor(observation_space, action_space, args).to(device)
+        self.scale, self.mid = self.actor.action_scale, self.actor.action_bias
         self.critics = nn.ModuleList(Critic(observation_space, action_space, args) for _ in range(2)).to(device)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
@@ -197,9 +198,8 @@ class TD3(Agent):
 
         `batch.dones` marks terminations only: where a time limit cut an episode off, the target still bootstraps.
         """
-        scale, bias = self.actor.action_scale, self.actor.action_bias
-        noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip)
-        next_actions = (self.target_actor(batch.next_observations) + noise * scale).clamp(bias - scale, bias + scale)
+        noise = (noise * self.args.policy_noise).clamp(-self.args.noise_clip, self.args.noise_clip) * self.scale
+        next_actions = (self.target_actor(batch.next_observations) + noise).clamp(self.mid - self.scale, self.mid + self.scale)
         next_values = [critic(batch.next_observations, next_actions) for critic in self.target_critics]
         discounts = self.args.gamma if batch.discounts is None else batch.discounts.flatten()  # gamma^n after n steps
         return batch.rewards.flatten() + discounts * (1 - batch.dones.flatten()) * torch.minimum(*next_values)

@@ -98,7 +98,7 @@ class Agent(ABC):
         return self.policy(*(torch.as_tensor(array, device=self.device) for array in arrays)).cpu().numpy()
 
     def checked(self, obs: np.ndarray) -> np.ndarray:
-        """(N, O) observations, or (O,) for one, as the networks see them: (N, O) float32. Raises a ValueError for other shapes."""
+        """(N, O) observations, or (O,) for one, as networks see them: (N, O) float32. Raises a ValueError for other shapes."""
         (size,) = self.observation_space.shape or (1,)
         array = np.require(obs, np.float32, ["C", "W"])  # of what is not writable, PyTorch would warn
         array = array[None] if array.shape == (size,) else array

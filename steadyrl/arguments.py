@@ -244,7 +244,7 @@ class Experiment(OtherFlags):
     wandb_entity: str | None = None
     """the Weights and Biases team (None: your default)"""
     capture_video: bool = False
-    """film every 20th training episode of the first environment and the first episode of the final evaluation"""
+    """film the first and every 20th training episode of the first environment, and of the final evaluation"""
     output: PathText = "."
     """the folder in which runs/ and videos/ are"""
     save_model: bool = True
@@ -278,7 +278,7 @@ def requirements(hint: Any) -> Iterator[Must]:
 
 
 def as_typed(hint: Any, value: Any) -> Any:
-    """A value of a saved JSON file, converted to the type of its flag. A value of a type that is not known here stays as it is.
+    """A value, maybe of a saved JSON file, converted to the type of its flag. For types not known here it stays as it is.
 
     Raises:
         TypeError: if it has another type.
@@ -293,6 +293,7 @@ def as_typed(hint: Any, value: Any) -> Any:
     elif origin is Literal:
         if any(type(value) is type(kind) and value == kind for kind in kinds):
             return value
+        raise TypeError(f"must be one of: {', '.join(map(str, kinds))}")
     elif origin in (tuple, list):
         if isinstance(value, list | tuple):
             return origin(as_typed(kinds[0], part) for part in value)
@@ -301,7 +302,7 @@ def as_typed(hint: Any, value: Any) -> Any:
             return value
     elif hint is float and type(value) in (int, float):
         return float(value) if isinstance(value, float) or abs(value) < 10**300 else math.inf
-    elif hint is Path and isinstance(value, str):
+    elif hint is Path and isinstance(value, str | Path):
         return Path(value)
     elif hint not in (bool, int, float, str, Path, types.NoneType) or type(value) is hint:
         return value
@@ -319,6 +320,10 @@ def require(args: RunArgs, name: str, be: str, allowed: Callable[[Any], bool]) -
 def check_each(args: RunArgs) -> None:
     """Check every flag by itself. Raises a UsageError that names the flag, its value and what is allowed."""
     for name, hint in typing.get_type_hints(type(args), include_extras=True).items():
+        try:
+            as_typed(hint, getattr(args, name))  # tyro has done it, but arguments may be made in Python
+        except TypeError as error:
+            raise UsageError(f"--{name.replace('_', '-')} {str(getattr(args, name))[:200]}: {error}") from None
         for must in requirements(hint):
             require(args, name, must.be, must.test)
 

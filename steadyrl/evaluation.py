@@ -95,6 +95,8 @@ def play_episodes(
     returns, lengths, q_errors, successes = [], [], [], []
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
+        if not np.isfinite(obs).all():
+            raise EnvError(f"evaluation: episode {episode} is not finite: it starts with the observation {obs}")
         visited, terminated, truncated = [obs], False, False
         rewards: list[float] = []
         while not (terminated or truncated):

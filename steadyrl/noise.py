@@ -75,4 +75,4 @@ class ExplorationNoise:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`."""
-        self.values = np.stack(list(state["values"]))
+        self.values = state["values"].numpy().copy()

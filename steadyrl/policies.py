@@ -50,7 +50,7 @@ def load_agent(
         main = import_script(find_script(Path(script)) if script else FOLDER / f"{name}.py").main
         args_class, agent_class = main.args_class, main.agent_class
     except (Exception, SystemExit) as error:  # whatever is in the file
-        raise UsageError(f"script={script}: must be a training script ({in_one_line(error)})") from error
+        raise UsageError(f"script={script or name}: must be a training script ({in_one_line(error)})") from error
     args = load_args(run_dir, args_class)
     env = make_replayable_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos
     agent = agent_class(env.observation_space, env.action_space, args, torch.device(device))

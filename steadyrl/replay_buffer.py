@@ -42,7 +42,9 @@ class ReplayBuffer(buffers.ReplayBuffer):
         sampling: "Sampling | None" = None,
         **kwargs: Any,
     ):
-        super().__init__(*args, **{"handle_timeout_termination": False} | kwargs)
+        if kwargs.pop("optimize_memory_usage", False) or kwargs.pop("handle_timeout_termination", False):
+            raise ValueError("optimize_memory_usage and handle_timeout_termination must be left out")
+        super().__init__(*args, **kwargs | {"handle_timeout_termination": False})
         self.random, self.n_steps, self.gamma = random or np.random.RandomState(0), n_steps, gamma
         self.normalizer, self.sampling = normalizer, sampling or Sampling()
         assert isinstance(self.observation_space, gym.spaces.Box)
@@ -82,7 +84,9 @@ class ReplayBuffer(buffers.ReplayBuffer):
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """A batch: observations (B, O), actions (B, A), next observations (B, O), dones (B, 1), rewards (B, 1), and discounts,
-        (B, 1) or None."""
+        (B, 1) or None. Raises a ValueError if nothing is stored."""
+        if self.size() == 0:
+            raise ValueError("the replay buffer is empty")
         return self.gather(*self.sampling.draw(batch_size))
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:

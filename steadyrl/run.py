@@ -54,7 +54,7 @@ class Run:
         folder: the run's folder.
         device: where the networks live and learn.
         random: the generator of all random numbers of training, with two exceptions. torch draws the initial networks, from the
-            seed. The action space draws the first actions.
+            seed. The action space draws random actions.
         global_step: environment steps so far, over all environments: the clock of everything periodic.
         charts: further numbers to log, by name.
 

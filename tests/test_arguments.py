@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from helpers import ROOT, quick_args
 from processes import run_script
 
 import ddpg_continuous_action as ddpg
-from steadyrl import checks, environments, errors, replay_buffer
+from steadyrl import arguments, checks, environments, errors, replay_buffer
 from steadyrl.arguments import parse_args
 
 
@@ -170,6 +171,24 @@ def test_a_run_that_never_learns_is_a_warning(tmp_path):
         assert done.returncode == 0
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("warning: ")]
         assert "--learning-starts 100" in line and f"--total-timesteps {total}" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("critic_loss", "expectile", "--critic-loss expectile: must be one of: mse, huber"),
+        ("noise", "pink", "--noise pink: must be one of: gaussian, ou"),
+        ("total_timesteps", 100.5, "--total-timesteps 100.5: must be of the type int"),
+        ("batch_size", True, "--batch-size True: must be of the type int"),
+        ("learning_starts", None, "--learning-starts None: must be of the type int"),
+        ("tau", "0.5", "--tau 0.5: must be of the type float"),
+        ("hidden_sizes", 64, "--hidden-sizes 64: must be of the type"),
+    ],
+)
+def test_arguments_made_in_python_are_checked_as_those_of_a_command_line(name, value, words):
+    with pytest.raises(errors.UsageError, match=f"^{re.escape(words)}"):
+        arguments.check_args(quick_args(**{name: value}))
+    arguments.check_args(quick_args(tau=1, hidden_sizes=[32, 32], resume=Path("here")))  # these mean the same
 
 
 def test_every_float_is_checked_for_nan():

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toys
 from helpers import quick_args
 
 import ddpg_continuous_action as ddpg
@@ -94,6 +95,16 @@ def test_a_saved_run_gives_its_own_result_again(run):
     command_line.evaluate_run(saved, ddpg.DDPG)
     first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluate.json"))
     assert first["returns"] == second["returns"] and first["model"] == second["model"] == "best_model.pt"
+
+
+def test_a_first_observation_not_finite_is_an_error(monkeypatch):
+    """No action is asked for it."""
+    args = quick_args()
+    agent = agent_for(args)
+    monkeypatch.setattr(toys.PendulumLike, "reset", lambda self, **_: (np.array([0, np.nan, 0], np.float32), {}))
+    monkeypatch.setattr(agent, "act", lambda obs: pytest.fail("acted"))
+    with pytest.raises(errors.EnvError, match="episode 0 is not finite: it starts with the observation"):
+        evaluation.evaluate(agent, args, 2, seed=0)
 
 
 def test_a_return_not_finite_is_an_error():

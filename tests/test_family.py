@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -156,6 +157,18 @@ def test_observations_may_lie_in_memory_as_they_like(script):
         np.testing.assert_array_equal(agent.act(obs), agent.act(plain))
         np.testing.assert_array_equal(agent.value(obs), agent.value(plain))
     np.testing.assert_allclose(agent.value(plain[0]), agent.value(plain)[:1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("script", [ddpg, td3, sac])
+@pytest.mark.parametrize(("low", "high"), [(2048.0, 2050.0), (-40_000.0, 40_000.0), (0.1, 0.3)])
+def test_a_saturated_actor_reaches_the_bounds_of_a_float16_space(script, low, high):
+    """Their middle and their range may be no float16."""
+    spaces = gym.spaces.Box(-9, 9, (3,)), gym.spaces.Box(np.float16(low), np.float16(high), (1,), np.float16)
+    agent = script.main.agent_class(*spaces, quick_args(script), torch.device("cpu"))
+    with torch.no_grad():
+        for sign, bound in ((-1, spaces[1].low), (1, spaces[1].high)):
+            agent.actor.mu.weight.zero_(), agent.actor.mu.bias.fill_(sign * 1e6)
+            np.testing.assert_array_equal(agent.act(np.zeros(3)).astype(np.float16), bound)
 
 
 @pytest.mark.parametrize("script", AGENTS)

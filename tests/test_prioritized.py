@@ -95,6 +95,8 @@ def test_a_restored_buffer_draws_the_same():
     watched.learn(8, rng)
     watched.add(2)
     again = Watched(45, 3)
+    again.add(45)  # it was used before, and full
+    again.learn(8, rng)
     again.added = watched.added
     again.rb.load_state_dict(copy.deepcopy(watched.rb.state_dict()))
     np.testing.assert_array_equal(again.rb.sampling.sums, watched.rb.sampling.sums)

@@ -247,3 +247,13 @@ def test_the_discounts_of_a_batch_replace_gamma():
         expected.append(agent.critic_loss(one)[0])
     losses, _ = agent.critic_loss(batch._replace(discounts=discounts))
     torch.testing.assert_close(losses, torch.stack(expected).mean())
+
+
+def test_an_empty_buffer_and_options_that_it_does_not_have_are_errors():
+    spaces = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(-1, 1, (1,))
+    with pytest.raises(ValueError, match=r"^the replay buffer is empty$"):
+        ReplayBuffer(8, *spaces).sample(4)
+    for option in ("optimize_memory_usage", "handle_timeout_termination"):
+        with pytest.raises(ValueError, match="must be left out"):
+            ReplayBuffer(8, *spaces, **{option: True})
+        ReplayBuffer(8, *spaces, **{option: False})  # as CleanRL's scripts have it

@@ -102,6 +102,14 @@ def test_the_smallest_value_counts_and_losses_add_up():
         agent.critics.reverse(), agent.target_critics.reverse()
 
 
+def test_the_target_does_not_ask_the_online_actor():
+    """An actor of somebody else has no bounds of ours."""
+    agent, batch, noise = agent_with(), batch_of(8), noise_of(8)
+    loss, _ = agent.critic_loss(batch, noise)
+    agent.actor = torch.nn.Linear(OBS.shape[0], 1)
+    assert torch.equal(agent.critic_loss(batch, noise)[0], loss)
+
+
 def test_equal_critics_without_smoothing_learn_what_ddpgs_learns():
     """The smallest value is then that of each; and the actor climbs the first alone."""
     agent = agent_with(policy_noise=0.0)
