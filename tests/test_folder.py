@@ -296,7 +296,7 @@ def test_a_best_model_with_a_weight_that_is_not_finite_is_refused(finished, tmp_
         ({"cuda": "no"}, ["--cuda", "must be of the type bool"]),
         ({"hidden_sizes": 256}, ["--hidden-sizes 256", "must be of the type"]),
         ({"hidden_sizes": [16, "16"]}, ["--hidden-sizes", "must be of the type"]),
-        ({"noise": "pink"}, ["--noise", "must be of the type"]),
+        ({"noise": "pink"}, ["--noise", "must be one of: gaussian, ou"]),
         ({"env_id": ["Hopper-v4"]}, ["--env-id", "must be of the type str"]),
         ({"gamma": 10**400}, ["--gamma inf"]),
         ({"env_kwargs": {"a": json.loads("[" * 200 + "]" * 200)}}, ["--env-kwargs", "nested"]),
