@@ -94,8 +94,8 @@ def accelerate(
 ) -> AnyAgent:
     """A stand-in for `agent` with a faster `update` and `act`.
 
-    It shares the agent's networks and optimisers. The fast functions refer to their tensors, and keep the numbers of the agent,
-    of its arguments and of its optimisers, such as a learning rate. A number that changes counts as what cannot be built.
+    It shares the agent's networks and optimisers. The fast functions refer to these, and keep the numbers of the agent, of its
+    arguments and of its optimisers, such as a learning rate. If one of them is replaced, that counts as what cannot be built.
 
     Args:
         mode: eager (the agent itself), compile or cudagraph; on CUDA, what is compiled is also captured.
@@ -114,14 +114,17 @@ def accelerate(
     return stand_in
 
 
-class Numbers:
-    """The numbers of an agent, of its arguments and of its optimisers, as they are now."""
+class Constants:
+    """What a built function keeps: the networks and optimisers of an agent, its numbers, and those of its arguments and of its
+    optimisers, as they are now."""
+
+    KINDS = int, float, np.number, torch.nn.Module, torch.optim.Optimizer
 
     def __init__(self, agent: Agent):
         groups = [group for optimizer in agent.optimizers.values() for group in optimizer.param_groups]
         self.kept: list[tuple[dict[str, Any], list[str], list[Any]]] = []
         for holder in (vars(agent), vars(agent.args), *groups):
-            names = [name for name, value in holder.items() if isinstance(value, int | float | np.number)]
+            names = [name for name, value in holder.items() if isinstance(value, self.KINDS)]
             self.kept.append((holder, names, [holder[name] for name in names]))
 
     @property
@@ -150,7 +153,7 @@ class FastFunctions:
     def __init__(self, agent: Agent, mode: str, explicit: bool, on_fall_back: Callable, paused: Callable):
         self.agent, self.mode, self.explicit, self.on_fall_back, self.paused = agent, mode, explicit, on_fall_back, paused
         self.own_update, self.own_compute = partial(type(agent).update, agent), partial(type(agent).compute, agent)
-        self.numbers: Numbers | None = None  # as they were when the first function was built
+        self.constants: Constants | None = None  # as they were when the first function was built
         self.captures = mode == "cudagraph" or agent.device.type == "cuda"  # launching compiled kernels one by one is slow
         self.updates: dict[tuple, Callable[..., dict[str, torch.Tensor]]] = {}
         self.policies: dict[tuple, Callable[..., np.ndarray]] = {}
@@ -177,7 +180,7 @@ class FastFunctions:
 
     def must_build(self, built: bool) -> bool:
         """Whether a function must be built before it is called, or cannot be any more."""
-        return not (built and self.numbers and self.numbers.same)
+        return not (built and self.constants and self.constants.same)
 
     def build_update(self, kind: tuple, tensors: list[torch.Tensor], args: tuple, kwargs: dict[str, Any]) -> None:
         """Build the function for updates of this kind. The agent's state stays the same."""
@@ -217,7 +220,7 @@ class FastFunctions:
 
     @contextmanager
     def undone(self, before: dict[str, Any] | None = None) -> Iterator[list[str]]:
-        """Around the first call of a method of the agent: restore the agent to `before`, its numbers, and PyTorch's generators.
+        """Around the first call of a method of the agent: restore its state `before`, its constants and PyTorch's generators.
 
         This is outside the code that falls back, so a mistake in the method has a normal traceback.
 
@@ -225,15 +228,15 @@ class FastFunctions:
             a list to which are added, at the end, the effects that a built function would not repeat.
         """
         effects: list[str] = []
-        numbers = Numbers(self.agent)
-        self.numbers = self.numbers or numbers
+        constants = Constants(self.agent)
+        self.constants = self.constants or constants
         with self.forked_generators():
             generators = generator_states(self.agent.device)
             yield effects
             if not all(map(torch.equal, generators, generator_states(self.agent.device))):
                 effects.append("it draws random numbers, which must be drawn before and passed to it")
-        effects += [f"it changes {name}, a number that no checkpoint holds" for name in numbers.changed()]
-        numbers.put_back()
+        effects += [f"it changes {name}, which no checkpoint holds" for name in constants.changed()]
+        constants.put_back()
         if before is not None:
             self.agent.load_state_dict(before)
 
@@ -265,9 +268,9 @@ class FastFunctions:
                     self.agent.load_state_dict(before)
 
     def refuse_effects(self, effects: list[str]) -> None:
-        """Raise CannotBuild for effects of a first call, and for a number that has changed since the first build."""
-        changed = self.numbers.changed() if self.numbers else []
-        for effect in effects + [f"{name} has changed, and built code keeps numbers: it must be a tensor" for name in changed]:
+        """Raise CannotBuild for effects of a first call, and for a constant that has changed since the first build."""
+        changed = self.constants.changed() if self.constants else []
+        for effect in effects + [f"{name} was replaced: only what is in a tensor can change, in place" for name in changed]:
             raise CannotBuild(effect)
 
     def refuse_arguments(self, named: dict[str, Any]) -> None:

@@ -296,6 +296,7 @@ class Run:
             return agent
         check_finite(self.global_step, observation=self.envs.observations)
         fast = accelerate(agent, self.settings["accelerate"], self.args.accelerate != "auto", self.fell_back, self.log.paused)
+        self.agent = self.parts["agent"] = fast
         if self.evaluation_due:
             self.log.find_evaluation()
             self.evaluate_and_save(fast, save_due=False)
@@ -426,6 +427,7 @@ class Run:
     def write_checkpoint(self) -> None:
         """Write a checkpoint of all parts and of the run itself."""
         self.log.writer.sync()  # before the checkpoint, which its events belong to
+        self.agent.check_parts()  # once more: a network may have been replaced
         check_weights(self.agent)
         state: dict[str, Any] = {name: part.state_dict() for name, part in (self.parts | {"run": self}).items()}
         state["others"] = {name: part.state_dict() for name, part in self.others.items()}

@@ -556,12 +556,16 @@ def set_lr(agent, value):
     agent.actor_optimizer.param_groups[0]["lr"] = value
 
 
-CHANGES = [(set_weight, "weight"), (set_tau, "tau"), (set_lr, "lr")]
+def set_critic(agent, value):
+    agent.critic = copy.deepcopy(agent.critic)
+
+
+CHANGES = [(set_weight, "weight"), (set_tau, "tau"), (set_lr, "lr"), (set_critic, "critic")]
 
 
 @pytest.mark.parametrize("mode", ["compile", "cudagraph"])
-@pytest.mark.parametrize(("change", "name"), CHANGES, ids=["weight", "tau", "lr"])
-def test_a_number_that_changes_after_a_build_is_never_ignored(stand_in, monkeypatch, capsys, mode, change, name):
+@pytest.mark.parametrize(("change", "name"), CHANGES, ids=["weight", "tau", "lr", "critic"])
+def test_what_is_replaced_after_a_build_is_never_ignored(stand_in, monkeypatch, capsys, mode, change, name):
     monkeypatch.setattr(acceleration, "compile_function", lambda function, tensors: function)
     agents = [Weighted(*spaces_of(ddpg), quick_args(), torch.device("cpu")) for _ in range(3)]
     for agent in agents[1:]:
@@ -577,12 +581,12 @@ def test_a_number_that_changes_after_a_build_is_never_ignored(stand_in, monkeypa
                 change(agent, value)
             agent.update(batch, update_policy=True)
         assert len(fell_back) == (number > 0)
-    assert_same(eager.state_dict()["networks"], fast.state_dict()["networks"])
-    assert f"({name} has changed, and built code keeps numbers: it must be a tensor)" in capsys.readouterr().out
+    assert_same(eager.critic.state_dict() | eager.actor.state_dict(), fast.critic.state_dict() | fast.actor.state_dict())
+    assert f"({name} was replaced: only what is in a tensor can change, in place)" in capsys.readouterr().out
     asked_for.act(np.zeros((2, 3)))
     change(asked_for, 0.5)
     for call in (lambda: asked_for.act(np.zeros((2, 3))), lambda: asked_for.update(batch, update_policy=True)):
-        with pytest.raises(errors.TrainingError, match=rf"\({name} has changed"):
+        with pytest.raises(errors.TrainingError, match=rf"\({name} was replaced"):
             call()
 
 
@@ -604,7 +608,7 @@ def test_a_learning_rate_in_a_tensor_may_change():
 @pytest.mark.parametrize(
     ("effect", "words"),
     [
-        ("count", "it changes count, a number that no checkpoint holds"),
+        ("count", "it changes count, which no checkpoint holds"),
         ("draw", "it draws random numbers, which must be drawn before"),
     ],
 )

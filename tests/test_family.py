@@ -28,7 +28,7 @@ import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
 import td3_continuous_action as td3
-from steadyrl import command_line, record
+from steadyrl import acceleration, command_line, record
 from steadyrl.arguments import parse_args
 from steadyrl.replay_buffer import ReplayBuffer
 from steadyrl.run import Run
@@ -228,6 +228,17 @@ def test_a_tensor_that_is_trained_and_in_no_network_is_refused(run):
     words = "^the optimizer alpha trains a tensor that is not in a network: no checkpoint would hold it$"
     with pytest.raises(TypeError, match=words):
         run(quick_args(sac), Forgetful)
+
+
+@pytest.mark.parametrize("mode", ["eager", "auto"])
+def test_a_network_that_is_replaced_is_refused_at_the_next_checkpoint(at_step, monkeypatch, tmp_path, mode):
+    accelerated, agents = Run.accelerated, []
+    monkeypatch.setattr(Run, "accelerated", lambda run, agent: agents.append(accelerated(run, agent)) or agents[0])
+    monkeypatch.setattr(acceleration, "UPDATES_WORTH_COMPILING", 0)
+    monkeypatch.setattr(acceleration, "compile_function", lambda function, tensors: function)
+    at_step(270, lambda: setattr(agents[0], "critic", copy.deepcopy(agents[0].critic)))
+    with pytest.raises(TypeError, match=r"^DDPG\.critic is not among its `networks`"):
+        ddpg.train(quick_args(accelerate=mode, output=str(tmp_path)))
 
 
 def test_a_forgotten_resume_is_an_error_before_the_first_step(tmp_path):
