@@ -350,10 +350,14 @@ def check_args(args: RunArgs) -> None:
     require(args, "target_return", "left out with --eval-frequency 0", lambda _: args.eval_frequency > 0)
     require(args, "upload_model", "left out with --no-save-model", lambda upload: args.save_model or not upload)
     for name, packages in OPTIONAL_PACKAGES.items():
-        if getattr(args, name) and not all(map(importlib.util.find_spec, packages)):
-            needs = f"needs {' and '.join(packages)}, install with: pip install {' '.join(packages)}"
-            value = getattr(args, name)
-            raise UsageError(f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}: {needs}")
+        if value := getattr(args, name):
+            check_packages(f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}: ", packages)
+
+
+def check_packages(what: str, packages: list[str]) -> None:
+    """Raise a UsageError, which begins with `what`, if one of these packages is not installed."""
+    if not all(map(importlib.util.find_spec, packages)):
+        raise UsageError(f"{what}needs {' and '.join(packages)}, install with: pip install {' '.join(packages)}")
 
 
 def refuse_removed_flags(args_class: type, argv: list[str]) -> None:

@@ -49,6 +49,8 @@ def check(args: RunArgs) -> Findings:
             that the run would make, or needs a replay buffer that does not fit into memory.
     """
     check_args(args)
+    if args.init_from and not (args.resume or args.evaluate):
+        initial_model_of(args)
     with coming_back():
         return check_environment(args)
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from steadyrl.acceleration import check_mode
 from steadyrl.agent import Agent
 from steadyrl.arguments import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, A, RunArgs, check_args, parse_args
-from steadyrl.checks import check, initial_model_of
-from steadyrl.device import set_up_device
+from steadyrl.checks import check, check_goals, initial_model_of
+from steadyrl.device import device_of, set_up_device
 from steadyrl.environments import make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
@@ -78,6 +79,22 @@ def check_initial_model(args: RunArgs, agent_class: type[Agent]) -> None:
     with contextlib.suppress(EnvError), contextlib.closing(make_env(args)) as env:  # of an EnvError, the training says more
         agent = agent_class(env.observation_space, env.action_space, args, torch.device("cpu"))
         load_initial_model(agent, args.init_from, initial_model_of(args))
+
+
+def check_further(args: RunArgs, agent_class: type[Agent] | None, on_this_machine: bool) -> None:
+    """Refuse what `checks.check` does not look at, but a new run of these arguments would refuse. Raises a UsageError.
+
+    Args:
+        on_this_machine: the run will be here, not on a node with other devices.
+    """
+    if args.upload_model:
+        check_upload(args)
+    if agent_class:
+        check_initial_model(args, agent_class)
+    if getattr(args, "replay", None) == "hindsight":  # not every script has this flag
+        check_goals(args)
+    if on_this_machine:
+        check_mode(args, device_of(args))
 
 
 def show_once(showwarning: Callable) -> Callable:

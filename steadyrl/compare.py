@@ -31,9 +31,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
-from scipy import stats  # type: ignore[import-untyped]  # its types are a package of their own, scipy-stubs
 
-from steadyrl.arguments import parse_command_line
+from steadyrl.arguments import check_packages, parse_command_line
 from steadyrl.errors import UsageError
 from steadyrl.output import guard, report, show
 from steadyrl.run_folder import final_result
@@ -102,6 +101,10 @@ class Args:
     """the environment of runs whose folders do not name it"""
     newest: bool = False
     """if several runs have the same group, task and seed, take the newest instead of stopping"""
+
+
+class TooYoung(Exception):
+    """A run of this repository was not yet evaluated."""
 
 
 class Run(NamedTuple):
@@ -211,6 +214,7 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
         metric: return, or success, which only evaluations.csv has
 
     Raises:
+        TooYoung: if it was not yet evaluated.
         UsageError: if the folder is damaged, holds nothing of this metric, or does not say its environment.
     """
     column = "mean" if metric == "return" else metric
@@ -225,6 +229,8 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
         if (folder / "evaluations.csv").exists():
             with open(folder / "evaluations.csv", newline="") as file:
                 points = np.array([(float(row["global_step"]), float(row[column])) for row in csv.DictReader(file)])
+        if not len(points) and not finished and settings.get("eval_frequency") != "0":
+            raise TooYoung
         if not len(points) and metric != "return":
             raise ValueError(f"no evaluations.csv, which --metric {metric} needs")
         if not len(points):
@@ -235,6 +241,8 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
             raise ValueError("a step or a return is not a valid number")
         if training:
             steps, returns = bin_returns(steps, returns)
+    except TooYoung:
+        raise
     except KeyError as error:
         raise UsageError(f"{folder}: its evaluations.csv has no column {error}") from error
     except Exception as error:  # of damaged CSV, JSON or protocol buffers: many types
@@ -360,6 +368,8 @@ def pool(tasks: dict[str, Task], ranges: dict[str, tuple[float, float]], notes: 
 
 def iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
     """The interquartile mean over the runs (the last axis) of all tasks, with rliable's trimming: 25% a side, rounded down."""
+    from scipy import stats  # type: ignore[import-untyped]  # its types are a package of their own, scipy-stubs
+
     return stats.trim_mean(np.concatenate(tasks, axis), 0.25, axis=axis)
 
 
@@ -381,6 +391,8 @@ def estimate(tasks: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) 
         tasks: of each task (runs, ...); runs are drawn whole, each task's from its own
         statistic: of all tasks, along their last axis
     """
+    from scipy import stats
+
     samples = [np.moveaxis(task, 0, -1) for task in tasks]
     value = statistic(*samples, axis=-1)
     if min(len(task) for task in tasks) == 1:
@@ -527,6 +539,7 @@ def compare(args: Args) -> None:
     Raises:
         UsageError: before anything is written.
     """
+    check_packages("", ["scipy", "matplotlib"])
     stem = args.output.with_suffix("") if args.output.suffix in (".png", ".pdf", ".md") else args.output
     if not stem.name:
         raise UsageError(f"--output {args.output}: must be the name of files, without their endings")
@@ -538,7 +551,14 @@ def compare(args: Args) -> None:
         if not 0 < high - low < np.inf:
             raise UsageError(f"--range {task} {low} {high}: must be two returns, the lower one first")
     notes: list[str] = []
-    found = [read_run(*one, args.task, notes, args.metric) for one in find_folders(args.runs).items()]
+    found = []
+    for folder, group in find_folders(args.runs).items():
+        try:
+            found.append(read_run(folder, group, args.task, notes, args.metric))
+        except TooYoung:
+            notes.append(f"{folder} is left out: it has no evaluation yet.")
+    if not found:
+        raise UsageError(f"{' '.join(args.runs)}: no run has an evaluation yet")
     runs = name_groups(found, notes, args.newest)
     groups = list(dict.fromkeys(run.group for run in runs))
     baseline = args.baseline or groups[0]

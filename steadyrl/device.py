@@ -28,6 +28,11 @@ def set_up_device(args: RunArgs) -> torch.device:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is an attribute of the module
     if args.cuda and not torch.cuda.is_available():
         say("no CUDA device found, using the CPU")
+    return device_of(args)
+
+
+def device_of(args: RunArgs) -> torch.device:
+    """The device that the flags and this machine mean."""
     return torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
 
 

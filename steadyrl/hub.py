@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from steadyrl.arguments import RunArgs, check_args, parse_command_line, script_name
+from steadyrl.arguments import OPTIONAL_PACKAGES, RunArgs, check_args, check_packages, parse_command_line, script_name
 from steadyrl.errors import UploadError, UsageError, in_one_line
 from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
 from steadyrl.models import saved_models
@@ -43,8 +43,8 @@ def repo_id_of(args: RunArgs) -> str:
     return f"{args.hf_entity}/{name}" if args.hf_entity else name
 
 
-def check_upload(args: RunArgs) -> None:
-    """Refuse what cannot be uploaded, before training starts.
+def check_upload(args: RunArgs, what: str = "--upload-model") -> None:
+    """Refuse what cannot be uploaded, before training starts. `what` asked for it.
 
     Raises:
         UsageError: if a package or the token is missing, no model is kept, or the repository's name is not allowed.
@@ -57,9 +57,9 @@ def check_upload(args: RunArgs) -> None:
     try:
         validate_repo_id(repo_id_of(args))
     except HFValidationError as error:
-        raise UsageError(f"--upload-model: {error}") from None
+        raise UsageError(f"{what}: {error}") from None
     if get_token() is None:
-        raise UsageError("--upload-model: needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
+        raise UsageError(f"{what}: needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
 
 
 def command_of(args: RunArgs) -> str:
@@ -104,6 +104,10 @@ def model_card(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str) -> s
         ],
     )
     own = "" if script in SCRIPTS else f', script="{script}.py"'
+    module = args.env_id.rpartition(":")[0]
+    also = (
+        f"\nIt also needs the module `{module}`, which registers the environment and is not in this folder.\n" if module else ""
+    )
     versions = "\n".join(f"| {name} | {version} |" for name, version in settings["versions"].items())
     return f"""---
 {metadata.to_yaml()}
@@ -117,12 +121,12 @@ Mean return **{reward}** over {result["episodes"]} greedy episodes of `{result["
 ## Use it
 
 ```bash
-hf download {repo_id} --local-dir policy
+hf download {repo_id if "/" in repo_id else f"OWNER/{repo_id}"} --local-dir policy
 cd policy
 pip install -r requirements.txt
 python {script}.py --evaluate .
 ```
-
+{also}
 ```python
 from steadyrl.policies import load_agent
 
@@ -230,6 +234,7 @@ def main() -> int:
     guard()
     try:
         options = parse_command_line(Options)
+        check_packages("", OPTIONAL_PACKAGES["upload_model"])
         name = load_record(options.run).get("script")
         if options.script is None and name not in SCRIPTS:  # a forged args.json must not run other code
             raise UsageError(f"{options.run}: is a run of {name}.py, name that file with --script")
@@ -238,7 +243,7 @@ def main() -> int:
         if not saved_models(options.run) or not results_of(options.run):
             raise UsageError(f"{options.run}: must hold a model and a final evaluation")
         if options.to is None:
-            check_upload(args)
+            check_upload(args, f"--hf-entity {args.hf_entity}" if args.hf_entity else str(options.run))
             upload(args, script.agent_class.__name__, options.run)
             return 0
         try:

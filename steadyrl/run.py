@@ -67,8 +67,6 @@ class Run:
         self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
         self.script = shlex.quote(sys.argv[0])
         defaults, self.signals = Defaults(), Signals()
-        if args.init_from and not args.resume:
-            initial_model_of(args)
         self.found = check(args)
         if getattr(args, "replay", None) == "hindsight":  # not every script has this flag
             self.goals = check_goals(args)

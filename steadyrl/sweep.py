@@ -235,6 +235,16 @@ class Job:
         self.log_failure(f"stopped by the time limit before a step, {FRUITLESS_STARTS} times in a row: needs a longer --time")
 
 
+def say_what_cannot_be_read(jobs: list[Job]) -> None:
+    """Name the folders of these runs whose args.json is damaged: they are not counted."""
+    for path in Path("runs").glob("*/args.json"):
+        if path.parent.name.startswith(tuple(f"{job.name}__" for job in jobs)):
+            try:
+                json.loads(path.read_text())["args"].items()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                say(f"warning: {path} cannot be read, so this run is not counted ({in_one_line(error)[:100]})")
+
+
 def is_locked(path: Path) -> bool:
     """Whether a process has locked this file."""
     with contextlib.suppress(OSError), open(path, "r+b") as file:  # there is none, or it can only be read
@@ -245,8 +255,9 @@ def is_locked(path: Path) -> bool:
 def uses_slurm(options: Runs) -> bool:
     """Whether the runs are for SLURM. Raises a UsageError for a flag of SLURM if they are not."""
     slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
-    if not slurm and any(getattr(options, option.name) != option.default for option in fields(Slurm)):
-        raise UsageError(f"{' '.join('--' + option.name for option in fields(Slurm))}: are for SLURM only")
+    for option in fields(Slurm):
+        if not slurm and getattr(options, option.name) != option.default:
+            raise UsageError(f"--{option.name} {getattr(options, option.name)}: is for SLURM only, must be left out here")
     return slurm
 
 
@@ -255,12 +266,15 @@ def plan(options: Runs) -> list[Job]:
     for name in ("num_seeds", "workers", "cpus", "time", "memory", "gpus", "trials"):  # the last one is tune.py's
         if (value := getattr(options, name, None)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: must be a whole number, 1 or more")
-    uses_slurm(options)
+    slurm = uses_slurm(options)
+    if not options.settings:
+        raise UsageError("--settings: must name at least one, as in strong='--tau 0.01', or be left out")
     if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
         raise UsageError("--settings: each must have a different name")
     try:
         script = find_script(options.script)
-        args_class: Any = import_script(script).Args
+        module: Any = import_script(script)
+        args_class: Any = module.Args
         if not hasattr(args_class, "__dataclass_fields__"):
             raise TypeError("its Args is not a dataclass")
     except (Exception, SystemExit) as error:  # whatever is in the file
@@ -284,8 +298,10 @@ def plan(options: Runs) -> list[Job]:
                     jobs.append(Job(script, [*flags, *own_flags], as_saved(args), defaults))
                 if not options.status:
                     from steadyrl.checks import check  # imports PyTorch, which the table does without
+                    from steadyrl.command_line import check_further
 
                     check(args)
+                    check_further(args, getattr(module.main, "agent_class", None), on_this_machine=not slurm)
         except (UsageError, ValueError) as error:
             raise UsageError(f"--settings {setting}: {error}" if setting else str(error)) from None
     return jobs
@@ -299,7 +315,7 @@ def as_saved(args: arguments.RunArgs) -> dict[str, Any]:
 def planned(options: Options) -> list[Job]:
     """The jobs of `plan`. For --status they come from a file if the last plan in this folder had the same options and flags.
     Importing the script, and PyTorch with it, takes seconds."""
-    sources = (FOLDER / options.script.name, options.script, Path(__file__), Path(arguments.__file__))
+    sources = (FOLDER / f"{options.script.stem}.py", options.script, Path(__file__), Path(arguments.__file__))
     asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or one of an older version
         saved = json.loads(PLAN.read_text())
@@ -307,8 +323,8 @@ def planned(options: Options) -> list[Job]:
             return [Job(Path(script), flags, args, defaults) for script, flags, args, defaults in saved["jobs"]]
     jobs = plan(options)
     found = {"asked": asked, "jobs": [(str(job.script), job.flags, job.args, job.defaults) for job in jobs]}
-    with contextlib.suppress(OSError):  # a full disk: it is found out again
-        PLAN.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a full disk, or --status in a folder without runs: it is found out again
+        PLAN.parent.mkdir(parents=not options.status, exist_ok=True)
         PLAN.write_text(json.dumps(found))
     return jobs
 
@@ -431,7 +447,8 @@ def sweep(jobs: list[Job], options: Runs) -> int:
     """Show the runs. Without --status, also continue those that no process works on. Returns the exit status."""
     slurm = uses_slurm(options)
     os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
-    if not options.status:  # which writes nothing
+    say_what_cannot_be_read(jobs)
+    if not options.status:
         LOGS.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if options.status else filelock.FileLock(LOGS / ".lock"):  # two must not submit the same job
         queue = read_queue(patience=0 if options.status else 60) if slurm else {}

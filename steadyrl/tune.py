@@ -52,6 +52,10 @@ class Worker(sweep.Job):
     def command(self, folder: Path | None) -> list[str]:
         return [sys.executable, "-m", "steadyrl.tune", *self.flags]
 
+    def last_lines(self, number: int = 6) -> str:
+        """Not the line in which a stopped worker names its own command."""
+        return "\n".join(line for line in super().last_lines(number).splitlines() if "--worker" not in line)
+
     def status(self, queue: dict[str, str]) -> sweep.Status:
         folders = Path("runs").glob(f"{self.name.rpartition('__')[0]}-*/checkpoints")
         steps = [step_of(checkpoint) for folder in folders for checkpoint in list_checkpoints(folder)[:1]]
@@ -69,9 +73,10 @@ class Tuner:
         self.options, self.optuna, runs = options, optuna, sweep.plan(options)
         self.script = runs[0].script
         self.args, self.seeds = runs[0].args | {"seed": None}, [job.args["seed"] for job in runs]
-        if {1, 2, 3} & {*self.seeds} or any(job.args | {"seed": None} != self.args for job in runs):
-            seeds = "none of 1 to 3, which are for reporting; there must be one environment and one setting"
-            raise UsageError(f"--seeds {self.seeds}: must be {seeds}")
+        if any(job.args | {"seed": None} != self.args for job in runs):
+            raise UsageError("--env-ids, --settings: must be one environment and one setting")
+        if {1, 2, 3} & {*self.seeds}:
+            raise UsageError(f"--seeds {self.seeds}: must be none of 1 to 3, which are for reporting")
         if self.args["eval_frequency"] == 0:
             raise UsageError("--eval-frequency 0: must be 1 or more, because a trial's value is a mean of evaluations")
         try:
@@ -82,6 +87,8 @@ class Tuner:
             table = {name.replace("-", "_"): choice for name, choice in table.items()}
             make: dict[type, Callable[[Any], kinds.CategoricalDistribution | kinds.FloatDistribution]]
             make = {list: kinds.CategoricalDistribution, dict: lambda ends: kinds.FloatDistribution(**ends)}
+            if not table:
+                raise UsageError("is empty, must list the values to try")
             if odd := [name for name, choice in table.items() if type(choice) not in make]:
                 raise UsageError(f"{odd[0]} must be a list of values, or a table with low and high")
             self.space = {name: make[type(choice)](choice) for name, choice in table.items()}
@@ -224,7 +231,7 @@ def tune(options: Options) -> int:
     if "complete" in states:
         best = tuner.study.best_trial
         flags = shlex.join(tuner.jobs("tuned", best.params, seeds=(1,))[0].flags)
-        show(f"the best one, {best.value:.4g}, is trial {best.number}; to train it:")
+        show(f"the best one, {best.value:.6g}, is trial {best.number}; to train it:")
         show(f"python {shlex.quote(str(shown(tuner.script)))} {flags}")
     return status
 

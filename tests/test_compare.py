@@ -525,3 +525,25 @@ def test_a_pattern_skips_a_run_that_never_began(tmp_path):
     (empty / ".lock").touch()
     assert [*compare.find_folders([f"{tmp_path}/runs/*"])] == [run]
     assert [*compare.find_folders([str(empty)])] == [empty]
+
+
+def test_a_run_that_was_not_evaluated_yet_is_left_out(tmp_path, capsys, undrawn):
+    """It trains still. Its training returns are no substitute."""
+    write_run(tmp_path / "old", range(6))
+    young = write_run(tmp_path / "young", range(6), seed=2, total_timesteps=900)
+    (young / "evaluations.csv").unlink(), (young / "evaluation.json").unlink()
+    out = str(tmp_path / "out")
+    assert compare.main([str(tmp_path / "old"), str(young), "-o", out]) == 0
+    assert f"{young} is left out: it has no evaluation yet." in capsys.readouterr().out
+    assert compare.main([str(young), "-o", out, "--overwrite"]) == 2
+    assert "no run has an evaluation yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("main", "words"), [(compare.main, "scipy and matplotlib"), (hub.main, "huggingface_hub and safetensors")]
+)
+def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch, main, words):
+    monkeypatch.setattr(sys, "argv", ["hub.py", str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main() == 2
+    assert f"needs {words}, install with: pip install {words.replace(' and', '')}" in capsys.readouterr().err

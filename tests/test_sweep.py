@@ -84,6 +84,20 @@ def main(monkeypatch, *words: str) -> int:
 # What is asked for
 
 
+def test_the_table_makes_nothing_in_a_folder_without_runs(monkeypatch, capsys):
+    shutil.rmtree("runs")
+    assert main(monkeypatch, "--env-ids", "Pendulum-v1", "--status", "--engine", "local") == 0
+    assert "3 new" in capsys.readouterr().out and list(Path.cwd().iterdir()) == []
+
+
+def test_a_run_whose_arguments_cannot_be_read_is_named(monkeypatch, capsys):
+    folder = Path("runs/Pendulum-v1__ddpg_continuous_action__1__0")
+    folder.mkdir(parents=True)
+    (folder / "args.json").write_text('{"args": {"see')
+    assert main(monkeypatch, "--env-ids", "Pendulum-v1", "--status", "--engine", "local") == 0
+    assert f"warning: {folder}/args.json cannot be read, so this run is not counted" in capsys.readouterr().out
+
+
 def test_a_sweep_is_environments_times_settings_times_seeds():
     options = sweep.Options(env_ids=("Pendulum-v1", "Hopper-v4"), settings=("a=--tau 0.01", "b=--gamma 0.5", ""), seeds=(4, 7))
     jobs = sweep.plan(options)
@@ -113,12 +127,18 @@ def test_cleanrls_names_for_seeds_are_understood():
         ("--env-ids CartPole-v1", "CartPole-v1: its actions are"),
         ("--seeds 1 -1", "--seed -1: must be"),
         ("--workers 0", "--workers 0: must be"),
-        ("--partition long", "SLURM only"),
+        ("--partition long", "--partition long: is for SLURM only"),
+        ("--settings", "--settings: must name at least one"),
+        ("--settings a='--replay hindsight'", "--replay hindsight: --env-id Pendulum-v1 does not fit it"),
+        ("--settings a='--init-from nowhere'", "--init-from nowhere: must hold"),
+        ("--settings a='--accelerate cudagraph --no-cuda'", "--accelerate cudagraph: needs"),
+        ("--settings a='--upload-model'", "--upload-model: needs a token"),
         ("--engine slurn", "--engine"),
         ("--script nowhere.py", "--script nowhere.py: must be a training script"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(monkeypatch, capsys, words, part):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     known = [] if "--env-ids" in words else ["--env-ids", "Pendulum-v1"]
     known += [] if "--engine" in words else ["--engine", "local"]
     assert main(monkeypatch, *known, *shlex.split(words)) == 2
