@@ -146,13 +146,13 @@ class Constants:
 class FastFunctions:
     """The `update` and `compute` of an agent, built at the first call with arguments of each kind.
 
-    The agent is the stand-in itself, so that what the training loop sets on it is seen here. Its own two methods are called as
-    those of its class.
+    Args:
+        agent: the stand-in itself, so that what the training loop sets on it is seen here. It still has its own two methods.
     """
 
     def __init__(self, agent: Agent, mode: str, explicit: bool, on_fall_back: Callable, paused: Callable):
         self.agent, self.mode, self.explicit, self.on_fall_back, self.paused = agent, mode, explicit, on_fall_back, paused
-        self.own_update, self.own_compute = partial(type(agent).update, agent), partial(type(agent).compute, agent)
+        self.own_update, self.own_compute = agent.update, agent.compute
         self.constants: Constants | None = None  # as they were when the first function was built
         self.captures = mode == "cudagraph" or agent.device.type == "cuda"  # launching compiled kernels one by one is slow
         self.updates: dict[tuple, Callable[..., dict[str, torch.Tensor]]] = {}
