@@ -198,6 +198,8 @@ class Checkpoints:
     """seconds that an asynchronous environment may take for one step before the run saves and stops"""
 
 
+READ_FLAGS = "total_timesteps learning_starts train_frequency gradient_steps gamma reward_scale buffer_size batch_size".split()
+
 if TYPE_CHECKING:  # the type checker is told that a script's Args, whose first base is Experiment, joins all of these groups
 
     class OtherFlags(Environment, Evaluating, Checkpoints):

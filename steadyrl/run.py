@@ -19,7 +19,7 @@ import torch
 
 from steadyrl.acceleration import accelerate, check_mode, choose_mode
 from steadyrl.agent import Agent, AnyAgent
-from steadyrl.arguments import RunArgs
+from steadyrl.arguments import READ_FLAGS, RunArgs
 from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
 from steadyrl.checks import check, check_goals, initial_model_of
 from steadyrl.device import Defaults, generator_states, restore_generators, set_up_device
@@ -59,11 +59,14 @@ class Run:
         charts: further numbers to log, by name.
 
     Raises:
+        TypeError: if the arguments lack a flag that every algorithm has.
         UsageError: before anything is created, if the arguments or the environment do not fit.
         TrainingError: if a loss or a weight is not finite, or if the disk stays full.
     """
 
     def __init__(self, args: RunArgs):
+        if missing := [name for name in READ_FLAGS if not hasattr(args, name)]:
+            raise TypeError(f"{type(args).__name__} lacks {', '.join(missing)}, which this package reads")
         self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
         self.script = shlex.quote(sys.argv[0])
         defaults, self.signals = Defaults(), Signals()

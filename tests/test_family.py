@@ -3,6 +3,7 @@
 import ast
 import copy
 import csv
+import dataclasses
 import json
 import random
 import re
@@ -29,7 +30,7 @@ import dqn
 import sac_continuous_action as sac
 import td3_continuous_action as td3
 from steadyrl import acceleration, command_line, record
-from steadyrl.arguments import parse_args
+from steadyrl.arguments import READ_FLAGS, Checkpoints, Environment, Evaluating, Experiment, parse_args
 from steadyrl.replay_buffer import ReplayBuffer
 from steadyrl.run import Run
 
@@ -216,6 +217,15 @@ def test_a_part_that_no_checkpoint_would_hold_is_refused(run, script, kind, held
 
     with pytest.raises(TypeError, match=f"^Forgetful.curiosity is not among its `{kind}`: no checkpoint would hold it$"):
         run(quick_args(script, env_id=TASKS[script]), Forgetful)
+
+
+def test_arguments_that_lack_a_flag_are_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = [(name, int, 1) for name in READ_FLAGS if name not in ("gamma", "batch_size")]
+    args = dataclasses.make_dataclass("Short", flags, bases=(Experiment, Environment, Evaluating, Checkpoints))
+    with pytest.raises(TypeError, match="^Short lacks gamma, batch_size, which this package reads$"):
+        Run(args())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tensor_that_is_trained_and_in_no_network_is_refused(run):
