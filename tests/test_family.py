@@ -223,7 +223,7 @@ def test_arguments_that_lack_a_flag_are_refused_before_anything_is_made(tmp_path
     monkeypatch.chdir(tmp_path)
     flags = [(name, int, 1) for name in READ_FLAGS if name not in ("gamma", "batch_size")]
     args = dataclasses.make_dataclass("Short", flags, bases=(Experiment, Environment, Evaluating, Checkpoints))
-    with pytest.raises(TypeError, match="^Short lacks gamma, batch_size, which this package reads$"):
+    with pytest.raises(TypeError, match=r"^Short lacks gamma, batch_size, which this package reads$"):
         Run(args())
     assert list(tmp_path.iterdir()) == []
 
