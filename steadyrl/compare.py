@@ -41,6 +41,7 @@ LAST = 5  # evaluations in a run's score
 BINS = 20  # points, about, that the training returns of a run become
 RESAMPLES = 5_000  # of the bootstrap
 STEPS = "environment steps"
+TRAINING = " (training returns)"  # ends the name of a group of them
 
 # The returns that count as 0 and as 1 when tasks are pooled, fixed so that scores of different comparisons agree.
 RANGES = {
@@ -286,7 +287,7 @@ def name_groups(runs: Sequence[Run], notes: list[str], newest: bool = False) -> 
         if not run.group:
             differ = sorted(differing[group, run.training] & run.settings.keys())
             group += "".join(f" {flag}={run.settings[flag]}" for flag in differ)
-        group += " (training returns)" * run.training
+        group += TRAINING * run.training
         key = group, run.settings["env_id"], run.settings["seed"]
         other = named.get(key, run)
         if other.folder != run.folder:
@@ -373,6 +374,11 @@ def iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
     return stats.trim_mean(np.concatenate(tasks, axis), 0.25, axis=axis)
 
 
+def comparable(group: str, baseline: str) -> bool:
+    """Whether a probability of improvement means anything: training returns include exploration, greedy ones do not."""
+    return group != baseline and group.endswith(TRAINING) == baseline.endswith(TRAINING)
+
+
 def mean(*tasks: np.ndarray, axis: int) -> np.ndarray:
     """The mean over the runs (the last axis) of all tasks."""
     return np.concatenate(tasks, axis).mean(axis)
@@ -422,7 +428,7 @@ def make_panels(
 
     panels = []
     for name, task in tasks.items():
-        training = [group.endswith("(training returns)") for group in task.curves]
+        training = [group.endswith(TRAINING) for group in task.curves]
         kind = f"training {metric}" if all(training) else f"greedy {metric}" if not any(training) else metric
         panels.append(curve(name, kind, [task]))
     unit = "normalised score" if len(pooled) > 1 else "score"
@@ -435,8 +441,8 @@ def make_panels(
         x = np.linspace(every.min() - margin, every.max() + margin, 200)
         above = {group: estimate([sample[:, None] > x for sample in samples], mean) for group, samples in scores.items()}
         panels.append(Panel("performance profile", f"{unit} x", "share of runs above x", x, above))
-    if len(scores) > 1:
-        others = {group: [*samples, *scores[baseline]] for group, samples in scores.items() if group != baseline}
+    others = {group: [*samples, *scores[baseline]] for group, samples in scores.items() if comparable(group, baseline)}
+    if others:
         better = {group: estimate(samples, probability_of_improvement) for group, samples in others.items()}
         panels.append(Panel("probability of improvement", f"P(better than {baseline})", "", None, better))
     return panels
@@ -470,7 +476,7 @@ def make_table(
             )
             value = "{0:,.{3}f} [{1:,.{3}f}, {2:,.{3}f}]".format(*estimate(scores, statistic), digits)
             better = ""
-            if group != baseline and baseline in parts[0].scores:
+            if comparable(group, baseline) and baseline in parts[0].scores:
                 others = [part.scores[baseline] for part in parts]
                 better = "{:.2f} [{:.2f}, {:.2f}]".format(*estimate([*scores, *others], probability_of_improvement))
             rows.append([title, group, str(len(every)), steps, spread, value, better])
