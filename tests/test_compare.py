@@ -539,6 +539,20 @@ def test_a_run_that_was_not_evaluated_yet_is_left_out(tmp_path, capsys, undrawn)
     assert "no run has an evaluation yet" in capsys.readouterr().err
 
 
+def test_training_returns_and_greedy_ones_get_no_probability(tmp_path, undrawn):
+    write_run(tmp_path / "Hopper-v4__ours__1__0", range(6))
+    for name in ("a", "b"):
+        folder = tmp_path / f"Hopper-v4__{name}__1__0"
+        write_events(folder, charts__episodic_return=[(step, 1.0) for step in STEPS])
+    out = tmp_path / "out"
+    folders = [str(tmp_path / f"Hopper-v4__{name}__1__0") for name in ("ours", "a", "b")]
+    for words, expected in (([], ["", "", ""]), (["--baseline", "a (training returns)"], ["", "", "0.50"])):
+        assert compare.main([*folders, "-o", str(out), "--overwrite", *words]) == 0
+        rows = [line.split(" | ") for line in out.with_suffix(".md").read_text().splitlines() if line.startswith("| Hopper")]
+        assert [row[1] for row in rows] == ["ddpg", "a (training returns)", "b (training returns)"]
+        assert [row[6].strip(" |") for row in rows] == expected
+
+
 @pytest.mark.parametrize(
     ("main", "words"), [(compare.main, "scipy and matplotlib"), (hub.main, "huggingface_hub and safetensors")]
 )
