@@ -374,11 +374,6 @@ def iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
     return stats.trim_mean(np.concatenate(tasks, axis), 0.25, axis=axis)
 
 
-def comparable(group: str, baseline: str) -> bool:
-    """Whether a probability of improvement means anything: training returns include exploration, greedy ones do not."""
-    return group != baseline and group.endswith(TRAINING) == baseline.endswith(TRAINING)
-
-
 def mean(*tasks: np.ndarray, axis: int) -> np.ndarray:
     """The mean over the runs (the last axis) of all tasks."""
     return np.concatenate(tasks, axis).mean(axis)
@@ -388,6 +383,11 @@ def probability_of_improvement(*tasks: np.ndarray, axis: int) -> np.ndarray:
     """P(X > Y), ties counting half, averaged over tasks: the scores (..., runs) of X on each task, then those of Y."""
     pairs = zip(tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :], strict=True)
     return np.mean([np.heaviside(x[..., :, None] - y[..., None, :], 0.5).mean((-2, -1)) for x, y in pairs], axis=0)
+
+
+def comparable(group: str, baseline: str) -> bool:
+    """Whether a probability of improvement means anything: training returns include exploration, greedy ones do not."""
+    return group != baseline and group.endswith(TRAINING) == baseline.endswith(TRAINING)
 
 
 def estimate(tasks: Sequence[np.ndarray], statistic: Callable[..., np.ndarray]) -> np.ndarray:

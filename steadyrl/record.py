@@ -148,7 +148,7 @@ def load_args(run_dir: Path, args_class: type[A], env_id: str | None = None) -> 
     """
     record, script = load_record(run_dir), script_name(args_class)
     if record.get("script", script) != script:
-        raise UsageError(f"{run_dir}: is a run of {record['script']}.py, use that script: must be a run of {script}.py")
+        raise UsageError(f"{run_dir}: is a run of {record['script']}.py, must be a run of {script}.py")
     try:
         args = as_args(args_class, record["args"], announce=True)
     except UsageError as error:

@@ -43,6 +43,7 @@ SLURM_FOLDER, PLAN = LOGS / "slurm", LOGS / "plan.json"
 STOPPED = {129, 130, 143, -signal.SIGHUP, -signal.SIGINT, -signal.SIGTERM}
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FRUITLESS_STARTS = 3  # in a row, each ended by the time limit before its first step: the job is not queued again
+DAMAGES = OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError  # of reading a damaged args.json
 FAILED = "sweep: failed"  # begins the last line in the log of a failed run
 
 
@@ -132,7 +133,7 @@ class Job:
         for path in Path("runs").glob(f"{self.name}__*/args.json"):
             if not ours.fullmatch(path.parent.name):
                 continue
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged
+            with contextlib.suppress(*DAMAGES):
                 recorded = json.loads(path.read_text())["args"].items()
                 saved = self.defaults | {name: value for name, value in recorded if not is_harmless(script, name, value)}
                 if saved == self.args:
@@ -237,11 +238,12 @@ class Job:
 
 def say_what_cannot_be_read(jobs: list[Job]) -> None:
     """Name the folders of these runs whose args.json is damaged: they are not counted."""
+    beginnings = tuple({f"{job.name}__" for job in jobs})
     for path in Path("runs").glob("*/args.json"):
-        if path.parent.name.startswith(tuple(f"{job.name}__" for job in jobs)):
+        if path.parent.name.startswith(beginnings):
             try:
                 json.loads(path.read_text())["args"].items()
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except DAMAGES as error:
                 say(f"warning: {path} cannot be read, so this run is not counted ({in_one_line(error)[:100]})")
 
 
@@ -256,8 +258,10 @@ def uses_slurm(options: Runs) -> bool:
     """Whether the runs are for SLURM. Raises a UsageError for a flag of SLURM if they are not."""
     slurm = options.engine == "slurm" or (options.engine == "auto" and shutil.which("sbatch") is not None)
     for option in fields(Slurm):
-        if not slurm and getattr(options, option.name) != option.default:
-            raise UsageError(f"--{option.name} {getattr(options, option.name)}: is for SLURM only, must be left out here")
+        value = getattr(options, option.name)
+        if not slurm and value != option.default:
+            typed = " ".join(value) if isinstance(value, tuple) else value
+            raise UsageError(f"--{option.name} {typed}: is for SLURM only, must be left out here")
     return slurm
 
 

@@ -93,9 +93,10 @@ def test_the_table_makes_nothing_in_a_folder_without_runs(monkeypatch, capsys):
 def test_a_run_whose_arguments_cannot_be_read_is_named(monkeypatch, capsys):
     folder = Path("runs/Pendulum-v1__ddpg_continuous_action__1__0")
     folder.mkdir(parents=True)
-    (folder / "args.json").write_text('{"args": {"see')
-    assert main(monkeypatch, "--env-ids", "Pendulum-v1", "--status", "--engine", "local") == 0
-    assert f"warning: {folder}/args.json cannot be read, so this run is not counted" in capsys.readouterr().out
+    for text in ('{"args": {"see', "[" * 100_000):
+        (folder / "args.json").write_text(text)
+        assert main(monkeypatch, "--env-ids", "Pendulum-v1", "--status", "--engine", "local") == 0
+        assert f"warning: {folder}/args.json cannot be read, so this run is not counted" in capsys.readouterr().out
 
 
 def test_a_sweep_is_environments_times_settings_times_seeds():
