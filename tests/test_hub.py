@@ -101,6 +101,9 @@ def test_a_folder_holds_the_run_the_model_the_code_and_a_model_card(run, tmp_pat
     assert result["metrics"][0]["value"] == f"{evaluation['mean']:.2f} +/- {evaluation['std']:.2f}"
     assert huggingface_hub.ModelCard(head and f"---\n{head}---\n").data.eval_results[0].metric_type == "mean_reward"
     assert hub.command_of(args) in card and torch.__version__.partition("+")[0] in card and "hf download me/mine" in card
+    assert "hf download OWNER/mine" in hub.model_card(args, "Agent", run_dir, "mine") and "It also needs" not in card
+    args.env_id = f"my_envs:{env_id}"
+    assert "It also needs the module `my_envs`, which registers" in hub.model_card(args, "Agent", run_dir, "mine")
 
 
 def test_the_latest_evaluation_is_the_replay(run, tmp_path):
