@@ -230,7 +230,7 @@ class SAC(Agent):
         observations = self.tensor(obs)
         drawn = np.random.default_rng(0).standard_normal((8, 1, gym.spaces.flatdim(self.action_space)))
         noise = torch.as_tensor((drawn - drawn.mean(axis=0)) / drawn.std(axis=0), dtype=torch.float32, device=self.device)
-        values = [self.soft_value(self.critics, observations, row.expand(len(obs), -1))[0] for row in noise]
+        values = [self.soft_value(self.critics, observations, row.expand(len(observations), -1))[0] for row in noise]
         return (sum(values[1:], start=values[0]) / len(values)).cpu().numpy()
 
     def soft_value(self, critics: nn.ModuleList, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

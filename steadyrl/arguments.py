@@ -21,9 +21,12 @@ import tyro
 from steadyrl.errors import UsageError
 from steadyrl.family import removed
 
+# Flags of one call of a script, not of a run.
+OF_A_CALL = {"resume", "evaluate", "model", "eval_seed", "render", "export"}
+PRIVATE = {"output", "init_from", "hf_entity", "wandb_project_name", "wandb_entity"}  # folders and names of a user
 # What `--evaluate` and `--resume` take on top of the saved arguments. Anything else would make it another run.
-EVALUATE_MAY_CHANGE = {"evaluate", "final_episodes", "capture_video", "cuda", "output", "export", "upload_model", "hf_entity"}
-EVALUATE_MAY_CHANGE |= {"model", "eval_seed", "render"}
+EVALUATE_MAY_CHANGE = {"final_episodes", "capture_video", "cuda", "output", "upload_model", "hf_entity"}
+EVALUATE_MAY_CHANGE |= OF_A_CALL - {"resume"}
 RESUME_MAY_CHANGE = {"resume", "total_timesteps", "eval_frequency", "checkpoint_frequency", "keep_checkpoints"}
 RESUME_MAY_CHANGE |= {"final_episodes", "track", "capture_video", "num_threads", "accelerate"}
 RESUME_MAY_CHANGE |= {"output", "upload_model", "hf_entity"}
@@ -258,6 +261,8 @@ class Experiment(OtherFlags):
 
 
 RunArgs = Experiment  # what this package knows of a script's Args
+# The flags of every run that do not change what is learned.
+UNLEARNED = {flag.name for group in (Experiment, Evaluating, Checkpoints) for flag in fields(group)} - {"init_from"}
 A = TypeVar("A", bound=RunArgs)
 T = TypeVar("T")
 OPTIONAL_PACKAGES = {  # what a flag needs beyond requirements.txt

@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from steadyrl.arguments import RunArgs, check_args
+from steadyrl.device import Defaults
 from steadyrl.environments import EPISODE_LIMIT, WorkerEnv, coming_back, has_display, make_replayable_env
 from steadyrl.episodes import ReplayableEnv, find_company, find_replay, random_actions
 from steadyrl.errors import EnvError, UsageError
@@ -29,7 +30,7 @@ REPLAYS = {
     "rebuild": "carries state from one episode to the next, or fails if it is reset in the middle of one. So each episode gets "
     "a new instance, and --resume can replay it",
     "cut": "warning: a replayed episode is not the same as before (it ignores its seed, keeps state over resets, or has "
-    "another source of random numbers), so two runs with the same seed may differ, and --resume cuts off the running episode",
+    "another source of random numbers). Two runs with the same seed may differ, and --resume cuts off the running episode",
 }
 
 
@@ -51,7 +52,7 @@ def check(args: RunArgs) -> Findings:
     check_args(args)
     if args.init_from and not (args.resume or args.evaluate):
         initial_model_of(args)
-    with coming_back():
+    with coming_back(), Defaults():
         return check_environment(args)
 
 
@@ -62,7 +63,7 @@ def check_environment(args: RunArgs) -> Findings:
         with contextlib.closing(make_replayable_env(args, render_mode="rgb_array" if args.capture_video else None)) as env:
             check_spaces(args, env)
             spaces = env.observation_space, env.action_space
-        return Findings("plain", False) if args.evaluate else probe(args, what, spaces)
+        return Findings("plain", False) if args.evaluate else probe(args, what, spaces, env.spec.id if env.spec else "")
     except EnvError as error:
         if isinstance(error.__cause__, gym.error.Error):
             raise UsageError(f"{what}: {without_nonsense(args.env_id, error.__cause__)}") from error
@@ -114,9 +115,10 @@ def initial_model_of(args: RunArgs) -> Path:
         raise UsageError(f"--init-from {run_dir[:200]}: cannot be read ({error.strerror})") from error
     if path is None:
         raise UsageError(f"--init-from {run_dir}: must hold a best_model.pt or a model.pt")
-    own = getattr(args, "activation", None)  # of a script that has this flag
-    if own != (other := load_record(Path(run_dir))["args"].get("activation", own)):
-        raise UsageError(f"--activation {own}: must be that of --init-from {run_dir}, {other}")
+    if hasattr(args, "activation"):  # not every script has this flag
+        other = load_record(Path(run_dir))["args"].get("activation", args.activation)
+        if args.activation != other:
+            raise UsageError(f"--activation {args.activation}: must be that of --init-from {run_dir}, {other}")
     return path
 
 
@@ -128,7 +130,7 @@ def check_goals(args: RunArgs) -> Goals:
     """
     what = f"--replay hindsight: --env-id {args.env_id} does not fit it"
     try:
-        with coming_back(), contextlib.closing(make_replayable_env(args)) as env:
+        with coming_back(), Defaults(), contextlib.closing(make_replayable_env(args)) as env:
             goals = find_goals(env)
     except (UsageError, EnvError) as error:
         raise UsageError(f"{what}: {error}") from error
@@ -137,16 +139,17 @@ def check_goals(args: RunArgs) -> Goals:
     return goals
 
 
-def probe(args: RunArgs, what: str, spaces: Spaces) -> Findings:
+def probe(args: RunArgs, what: str, spaces: Spaces, env_id: str) -> Findings:
     """Play a few short episodes to find out what a run must know about its environment. Messages say what is unusual.
 
     Args:
         what: the environment as the user named it.
         spaces: of the environment.
+        env_id: Gymnasium's own name of it, which has a version.
     """
     replay: str = args.episode_replay
     if replay == "auto":
-        replay = KNOWN_REPLAYS.get(args.env_id) or find_replay(
+        replay = KNOWN_REPLAYS.get(env_id) or find_replay(
             lambda rebuild: make_replayable_env(args, rebuild=rebuild, finite=True)
         )
     if replay in REPLAYS:

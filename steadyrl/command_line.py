@@ -19,7 +19,7 @@ from steadyrl.acceleration import check_mode
 from steadyrl.agent import Agent
 from steadyrl.arguments import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, A, RunArgs, check_args, parse_args
 from steadyrl.checks import check, check_goals, initial_model_of
-from steadyrl.device import device_of, set_up_device
+from steadyrl.device import Defaults, device_of, set_up_device
 from steadyrl.environments import make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
@@ -60,8 +60,11 @@ def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
     model = choose_model(run_dir, args.model)
     if model is None:
         raise UsageError(f"--evaluate {run_dir}: must hold a best_model.pt or a model.pt")
-    with contextlib.closing(make_env(args)) as env:
-        agent = agent_class(env.observation_space, env.action_space, args, set_up_device(args))
+    device = set_up_device(args)
+    with Defaults():
+        env = make_env(args)
+    with contextlib.closing(env):
+        agent = agent_class(env.observation_space, env.action_space, args, device)
     evaluation = final_evaluation(agent, args, run_dir)
     if args.export:
         try:
@@ -76,9 +79,12 @@ def check_initial_model(args: RunArgs, agent_class: type[Agent]) -> None:
     if args.init_from is None or args.resume is not None:
         return
     check_args(args)
-    with contextlib.suppress(EnvError), contextlib.closing(make_env(args)) as env:  # of an EnvError, the training says more
-        agent = agent_class(env.observation_space, env.action_space, args, torch.device("cpu"))
-        load_initial_model(agent, args.init_from, initial_model_of(args))
+    with contextlib.suppress(EnvError):  # the training says more of it
+        with Defaults():
+            env = make_env(args)
+        with contextlib.closing(env):
+            agent = agent_class(env.observation_space, env.action_space, args, torch.device("cpu"))
+            load_initial_model(agent, args.init_from, initial_model_of(args))
 
 
 def check_further(args: RunArgs, agent_class: type[Agent] | None, on_this_machine: bool) -> None:

@@ -32,7 +32,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from steadyrl.arguments import check_packages, parse_command_line
+from steadyrl.arguments import UNLEARNED, check_packages, parse_command_line
 from steadyrl.errors import UsageError
 from steadyrl.output import guard, report, show
 from steadyrl.run_folder import final_result
@@ -62,13 +62,9 @@ RANGES = {
 # TensorBoard's names of the returns, the best first, and whether they are those of training episodes. CleanRL's
 # eval/episodic_return is no curve: its steps are numbers of episodes.
 TAGS = {"eval/mean_reward": False, "charts/episodic_return": True, "rollout/ep_rew_mean": True}
-# Runs that differ in nothing but these flags are one group: they do not change what is learned (--total-timesteps does, by
-# exploration that decays over a share of it).
-NO_SETTINGS = frozenset(
-    "seed env_id exp_name total_timesteps cuda torch_deterministic accelerate matmul_precision num_threads vectorization "
-    "worker_timeout track wandb_project_name wandb_entity capture_video save_model upload_model hf_entity evaluate "
-    "eval_frequency eval_episodes target_return checkpoint_frequency keep_checkpoints resume output episode_replay".split()
-)
+# Runs that differ in nothing but these flags are one group. (--total-timesteps may change what is learned, since exploration
+# can fall over a share of it. Runs of other lengths are one group all the same.)
+NO_SETTINGS = UNLEARNED | {"env_id", "total_timesteps", "vectorization"}
 COVERAGE = "with 3, 5 and 10 seeds of one task they hold the true value in 75, 89 and 93% of cases"
 READING = f"""\
 - A score is the mean of a run's last {LAST} evaluations. The interquartile mean of fewer than four runs is their mean.

@@ -16,10 +16,12 @@ from torch.utils import _device
 from steadyrl.arguments import RunArgs
 from steadyrl.output import say
 
+THREADS = min(2, torch.get_num_threads())  # as OMP_NUM_THREADS and the cores say, before a run sets another number
+
 
 def set_up_device(args: RunArgs) -> torch.device:
     """Set the process up as the flags say. Returns the device. Prints a message if there is no CUDA device."""
-    torch.set_num_threads(args.num_threads or min(2, torch.get_num_threads()))
+    torch.set_num_threads(args.num_threads or THREADS)
     torch.set_float32_matmul_precision(args.matmul_precision)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs a workspace of fixed size for the next line
     set_up_cache()
@@ -65,10 +67,19 @@ def restore_generators(device: torch.device, states: list[torch.Tensor]) -> None
 
 
 class Defaults:
-    """Settings of the whole process, as they are when this is made. An environment may change them; `hold` restores them."""
+    """Settings of the whole process, as they are when this is made. An environment may change them; `hold` restores them.
+
+    Used in a `with`, it restores them at the end.
+    """
 
     def __init__(self) -> None:
         self.values = self.read()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self.hold()
 
     @staticmethod
     def read() -> tuple[Any, ...]:

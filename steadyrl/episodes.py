@@ -13,7 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -28,12 +28,6 @@ from steadyrl.spaces import Misfit, Spaces, flag_of, observation_of, reward_of, 
 
 PROBE_STEPS = 50  # of each of the episodes that are played to find something out
 TIMERS = signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF
-
-
-def env_error(error: BaseException) -> BaseException:
-    """What an environment raised, as an EnvError. A UsageError of the algorithm and a user's Ctrl-C stay as they are."""
-    ours = EnvError | UsageError | Interrupt
-    return error if isinstance(error, ours) else EnvError(in_one_line(error))
 
 
 def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
@@ -96,7 +90,7 @@ class ReplayableEnv(gym.Wrapper):
         try:
             yield
         except BaseException as error:
-            raise self.misfit(error) from error
+            self.refuse(error)
         finally:
             self.come_back()
 
@@ -126,7 +120,7 @@ class ReplayableEnv(gym.Wrapper):
             if "generator" in start:
                 set_generator_state(self.env, start["generator"])
             # Gymnasium's vector environments make {} of None if only some of them are reset.
-            obs = self.checked(lambda: self.env.reset(seed=start.get("seed"), options=options or None)[0])
+            obs = self.env.reset(seed=start.get("seed"), options=options or None)[0]
         return self.checked(lambda: observation_of(obs, self.shape, self.finite))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
@@ -134,7 +128,7 @@ class ReplayableEnv(gym.Wrapper):
         try:
             obs, reward, terminated, truncated, info = self.env.step(action)
         except BaseException as error:  # not `crossing`, which takes two microseconds
-            raise self.misfit(error) from error
+            self.refuse(error)
         finally:
             self.come_back()
         return self.checked(
@@ -152,15 +146,17 @@ class ReplayableEnv(gym.Wrapper):
         try:
             return values()
         except BaseException as error:
-            raise self.misfit(error) from error
+            self.refuse(error)
 
-    def misfit(self, error: BaseException) -> BaseException:
-        """The EnvError for whatever the environment raised."""
+    def refuse(self, error: BaseException) -> NoReturn:
+        """Raise the EnvError for whatever the environment raised. A UsageError of the algorithm and a user's Ctrl-C stay."""
         if os.getpid() != self.process:  # the environment forked it: its status is for that environment
             os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
         if isinstance(error, Misfit):
-            return EnvError(f"step {self.steps}: {error.field} of environment {self.index} {error.what}")
-        return env_error(error)
+            raise EnvError(f"step {self.steps}: {error.field} of environment {self.index} {error.what}") from error
+        if isinstance(error, EnvError | UsageError | Interrupt):
+            raise error
+        raise EnvError(in_one_line(error)) from error
 
     def compute(self, name: str, achieved: np.ndarray, desired: np.ndarray, each: bool) -> np.ndarray:
         """What a method of an environment with goals returns for (N, ...) achieved and desired goals, as float32.
@@ -190,8 +186,12 @@ class ReplayableEnv(gym.Wrapper):
                 warnings.simplefilter("always")  # the environment may have asked for errors
                 warnings.warn(f"the environment could not be closed ({error}): the run goes on", stacklevel=2)
 
-    def replay(self, episodes: list[dict[str, Any]]) -> int | None:
-        """Play this environment's one of `episodes` again and return its checksum, None if it could not be played."""
+    def replay(self, episodes: list[dict[str, Any]], steps: int) -> int | None:
+        """Play this environment's one of `episodes` again and return its checksum, None if it could not be played.
+
+        Args:
+            steps: that it had made in the run.
+        """
         start, actions = json.loads(episodes[self.index]["start"]), episodes[self.index]["actions"]
         try:
             obs = self.begin(start)
@@ -203,6 +203,8 @@ class ReplayableEnv(gym.Wrapper):
                 crc = checksum(obs, reward, crc)
         except EnvError:
             return None
+        finally:
+            self.steps = steps
         return crc
 
 
@@ -236,6 +238,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.hold: Callable[[], None] = lambda: None
         self.before_close: Callable[[], None] = lambda: None
         self.cut_off = np.zeros(env.num_envs, bool)
+        self.steps = 0  # of each environment
         self.episodes: list[dict[str, Any]] = []
 
     @property
@@ -277,6 +280,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             episode["checksum"] = checksum(obs, reward, episode["checksum"])
         self.start_episodes(np.flatnonzero(infos.get("_start", ())), infos)
         self.sampler = self.action_space.np_random.bit_generator.state
+        self.steps += 1
         return self.observations, rewards, terminations, truncations, infos
 
     def close(self, **kwargs: Any) -> None:
@@ -290,13 +294,19 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             self.episodes[index] = {"start": infos["start"][index], "actions": [], "checksum": crc}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each environment is: its observation and its running episode; and the generator of the random actions."""
+        """Where each environment is: its observation and its running episode; and the generator of the random actions.
+
+        If a worker failed, this generator is the one before the actions that failed: they may be repeated. An environment in
+        this process would fail at them again.
+        """
+        workers = isinstance(self.unwrapped, AsyncVectorEnv)
         return {
             "observations": torch.from_numpy(self.observations),
             "episodes": [episode | {"actions": torch.from_numpy(np.array(episode["actions"]))} for episode in self.episodes],
             "episode_returns": torch.from_numpy(self.env.episode_returns),
             "episode_lengths": torch.from_numpy(self.env.episode_lengths),
-            "action_space": self.sampler,  # after the latest step: an action may be drawn for one that fails
+            "action_space": self.sampler if workers else self.action_space.np_random.bit_generator.state,
+            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -305,20 +315,21 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.env.reset()
         self.episodes = [episode | {"actions": list(episode["actions"].numpy().copy())} for episode in state["episodes"]]
         self.observations = state["observations"].numpy().copy()
+        self.steps = state.get("steps", 0)  # older checkpoints have none
         vector: Any = self.unwrapped
-        steps = 1 + max(len(episode["actions"]) for episode in self.episodes)
-        with vector.longer(steps) if isinstance(self.unwrapped, AsyncVectorEnv) else nullcontext():
-            checksums = vector.call("replay", self.episodes)  # also brings the generators back
+        longest = 1 + max(len(episode["actions"]) for episode in self.episodes)
+        with vector.longer(longest) if isinstance(self.unwrapped, AsyncVectorEnv) else nullcontext():
+            checksums = vector.call("replay", self.episodes, self.steps)  # also brings the generators back
         same = [crc == episode["checksum"] for crc, episode in zip(checksums, self.episodes, strict=True)]
         self.cut_off = cut_off = ~np.array(same) | (not self.replayable)
-        self.env.episode_returns[:] = state["episode_returns"]
-        self.env.episode_lengths[:] = state["episode_lengths"]
         if cut_off.any():
-            fresh_observations, infos = self.env.reset(options={"reset_mask": cut_off})
+            fresh_observations, infos = self.env.reset(options={"reset_mask": cut_off})  # clears the returns of all
             self.observations[cut_off] = fresh_observations[cut_off]
             self.start_episodes(np.flatnonzero(cut_off), infos)
             for index in np.flatnonzero(cut_off):
                 say(f"environment {index} did not come back to the same state: its episode is cut off and a new one starts")
+        self.env.episode_returns[~cut_off] = state["episode_returns"].numpy()[~cut_off]
+        self.env.episode_lengths[~cut_off] = state["episode_lengths"].numpy()[~cut_off]
         self.action_space.np_random.bit_generator.state = self.sampler = state["action_space"]
 
 

@@ -149,6 +149,7 @@ def final_evaluation(
     model = choose_model(folder, args.model)
     if model:
         load_model(agent, model)
+    model_name = name_of_model(folder, model)
     video_folder = Path(args.output, "videos", folder.resolve().name).absolute() if args.capture_video else None
     place = folder / ("evaluate.json" if global_step is None else "evaluation.json")
     if not os.access(folder, os.W_OK):
@@ -171,8 +172,8 @@ def final_evaluation(
         "returns": evaluation.returns.tolist(),
         "lengths": evaluation.lengths.tolist(),
         "q_bias": evaluation.q_bias,
-        "model": model.name if model else None,
-        "model_step": step_of_model(folder, model, global_step),
+        "model": model_name,
+        "model_step": step_of_model(folder, model_name, global_step),
         "global_step": global_step,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "versions": versions(args.env_id),
@@ -183,7 +184,7 @@ def final_evaluation(
         success = f", success {result['success']:.2f}"
     what = (
         f"final evaluation: {mean:.1f} +- {std:.1f}{success} over {args.final_episodes} episodes of {args.env_id} "
-        f"({model.name if model else 'latest networks'})"
+        f"({model_name or 'latest networks'})"
     )
     try:
         if global_step is not None:
@@ -198,12 +199,21 @@ def final_evaluation(
     return evaluation
 
 
-def step_of_model(folder: Path, model: Path | None, global_step: int | None) -> int | None:
-    """The training step of a model in a run folder, as far as the folder shows it."""
+def name_of_model(folder: Path, model: Path | None) -> str | None:
+    """The name of a model's file. If it is not in the run's folder, the name of its own folder is before it."""
+    if model is None:
+        return None
+    if model.parent.resolve() == folder.resolve():
+        return model.name
+    return f"{model.resolve().parent.name}/{model.name}"
+
+
+def step_of_model(folder: Path, model: str | None, global_step: int | None) -> int | None:
+    """The training step of a model with this `name_of_model`, as far as the run's folder shows it."""
     evaluations = read_evaluations(folder)
-    if model is not None and model.name == "best_model.pt":
+    if model == "best_model.pt":
         return max(evaluations, key=lambda row: (row[1], row[0]))[0] if evaluations else None
-    if model is None or model.name == "model.pt":
+    if model is None or model == "model.pt":
         ends = [global_step or 0, *(result["global_step"] for result in results_of(folder)), *(step for step, _ in evaluations)]
         return max(ends) or None
     return None

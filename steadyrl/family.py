@@ -1,4 +1,4 @@
-"""The scripts: where they are, and which flags were removed from them. Only this module knows a script by its name."""
+"""The scripts: where they are, and which flags were removed from them."""
 
 import importlib.util
 import sys
@@ -67,5 +67,9 @@ def import_script(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]  # half of a module would hide this error the next time
+        raise
     return module

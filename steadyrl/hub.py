@@ -18,7 +18,16 @@ from pathlib import Path
 import torch
 import tyro
 
-from steadyrl.arguments import OPTIONAL_PACKAGES, RunArgs, check_args, check_packages, parse_command_line, script_name
+from steadyrl.arguments import (
+    OF_A_CALL,
+    OPTIONAL_PACKAGES,
+    PRIVATE,
+    RunArgs,
+    check_args,
+    check_packages,
+    parse_command_line,
+    script_name,
+)
 from steadyrl.errors import UploadError, UsageError, in_one_line
 from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
 from steadyrl.models import saved_models
@@ -32,9 +41,7 @@ UPLOADED = re.compile(
 )
 REPLACED = ("args.json", "*.pt", "*.onnx", "evaluat*.json", "evaluations.csv", "events.out.tfevents.*")  # of an earlier upload
 CODE = ("*.py", "*.toml", "py.typed")  # of this package: a downloaded folder can thus evaluate its own model
-NOT_IN_COMMAND = {"resume", "evaluate", "export", "model", "eval_seed", "render", "output", "upload_model", "hf_entity"}
-NOT_IN_COMMAND |= {"track", "wandb_project_name", "wandb_entity"}  # they tell where a run went, not what it is
-PRIVATE = ("output", "init_from", "hf_entity", "wandb_project_name", "wandb_entity")  # a folder, and names, of this user
+NOT_IN_COMMAND = OF_A_CALL | PRIVATE - {"init_from"} | {"upload_model", "track"}  # they tell where a run went, not what it is
 
 
 def repo_id_of(args: RunArgs) -> str:

@@ -21,15 +21,12 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from steadyrl.arguments import Checkpoints, Evaluating, Experiment, RunArgs
+from steadyrl.arguments import OF_A_CALL, PRIVATE, UNLEARNED, RunArgs
 from steadyrl.errors import UsageError
 from steadyrl.files import WARNING_INTERVAL, WriteOrWarn, sync_folder
 from steadyrl.output import say
 
 METRICS = ("eval/final_return", "eval/best_return")
-# Flags that are not of the training, or private.
-NOT_LOGGED = {"resume", "evaluate", "export", "model", "eval_seed", "render"}
-NOT_LOGGED |= {"output", "hf_entity", "wandb_entity", "wandb_project_name"}
 SILENCE = 60.0  # seconds between two lines where no progress bar is shown
 
 
@@ -40,7 +37,7 @@ class Log:
         args: the arguments of the run.
         folder: its folder.
         global_step: the step at which it goes on.
-        write_or_warn: counts writes that fail.
+        write_or_warn: warns of a write that failed.
 
     Attributes:
         status: the latest return and evaluation, as the progress bar shows them.
@@ -80,12 +77,12 @@ class Log:
         values = dataclasses.asdict(self.args)
         groups = type(self.args).__bases__  # in their order the table reads as --help does
         names = ["env_id", "seed", *(field.name for group in groups for field in dataclasses.fields(group)), *values]
-        values = {name: values[name] for name in names if name not in NOT_LOGGED}
+        private = PRIVATE - {"init_from"} | OF_A_CALL
+        values = {name: values[name] for name in names if name not in private}
+        values["init_from"] = self.args.init_from and Path(self.args.init_from).name  # not where it is on this machine
         table = "\n".join(f"|{name}|{value}|" for name, value in values.items())
         self.writer.add_text("hyperparameters", f"|param|value|\n|-|-|\n{table}")
-        unlearned = (Experiment, Evaluating, Checkpoints)  # they do not change what is learned, but for these two
-        others = {field.name for group in unlearned for field in dataclasses.fields(group)} - {"seed", "init_from"}
-        learning = {name: value for name, value in values.items() if name not in others}
+        learning = {name: value for name, value in values.items() if name not in UNLEARNED - {"seed"}}
         plain = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in learning.items()}
         self.writer.add_summaries(*hparams(plain, dict.fromkeys(METRICS, 0.0))[:2])
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from steadyrl.agent import Agent
+from steadyrl.device import Defaults
 from steadyrl.environments import make_replayable_env
 from steadyrl.errors import UsageError, in_one_line
 from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
@@ -40,6 +41,7 @@ def load_agent(
 
     Raises:
         UsageError: if the folder is not a run's, or holds no complete model, or the script is not known.
+        EnvError: if the environment cannot be made.
     """
     run_dir = Path(run_dir)
     name = load_record(run_dir).get("script")
@@ -52,7 +54,8 @@ def load_agent(
     except (Exception, SystemExit) as error:  # whatever is in the file
         raise UsageError(f"script={script or name}: must be a training script ({in_one_line(error)})") from error
     args = load_args(run_dir, args_class)
-    env = make_replayable_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos
+    with Defaults():
+        env = make_replayable_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos
     agent = agent_class(env.observation_space, env.action_space, args, torch.device(device))
     models = saved_models(run_dir)
     if not models:

@@ -143,8 +143,8 @@ def load_args(run_dir: Path, args_class: type[A], env_id: str | None = None) -> 
         env_id: an environment that the user named. If it is the saved one, its module may be inside the folder.
 
     Raises:
-        UsageError: if the folder is not a run's, is one of another script, has a flag that the script no longer has or a
-            value that is not allowed, or names a module that is inside the folder.
+        UsageError: if the folder is not a run's, or is one of another script. Also if it has a flag that the script no longer
+            has, or a value that is not allowed. Also if it names a module that is inside the folder.
     """
     record, script = load_record(run_dir), script_name(args_class)
     if record.get("script", script) != script:

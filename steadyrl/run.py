@@ -61,7 +61,9 @@ class Run:
     Raises:
         TypeError: if the arguments lack a flag that every algorithm has.
         UsageError: before anything is created, if the arguments or the environment do not fit.
+        EnvError: if the environment fails later.
         TrainingError: if a loss or a weight is not finite, or if the disk stays full.
+        Stopped: if a signal asked for a stop.
     """
 
     def __init__(self, args: RunArgs):
@@ -69,11 +71,10 @@ class Run:
             raise TypeError(f"{type(args).__name__} lacks {', '.join(missing)}, which this package reads")
         self.args, self.home, self.output = args, Path.cwd(), Path(args.output).absolute()  # before an environment changes it
         self.script = shlex.quote(sys.argv[0])
-        defaults, self.signals = Defaults(), Signals()
+        self.signals = Signals()
         self.found = check(args)
         if getattr(args, "replay", None) == "hindsight":  # not every script has this flag
             self.goals = check_goals(args)
-        defaults.hold()
         open_standard_files()  # before the lock, which must not be what an environment closes
         self.device = set_up_device(args)
         self.defaults = Defaults()
@@ -87,7 +88,7 @@ class Run:
         self.evaluations: list[dict[str, float]] = []
         self.evaluation_due = self.target_reached = False
         self.best_model: dict[str, Any] | None = None  # its step, its weights, and the SHA-256 of best_model.pt
-        self.failed_checkpoints = 0  # in a row
+        self.failed_checkpoints: set[int] = set()  # their steps, in a row
         self.write_or_warn = WriteOrWarn()
         self.parts: dict[str, Stateful] = {}
         self.others: dict[str, Stateful] = {}
@@ -218,6 +219,8 @@ class Run:
 
         Raises:
             TypeError: if the agent has a part that no checkpoint would hold.
+            UsageError: if the checkpoint does not fit a part, or if --init-from does not fit the agent.
+            EnvError, TrainingError, Stopped: as the class says.
         """
         agent.check_parts()
         parts: dict[str, Stateful] = {"agent": agent, "environments": envs, "replay_buffer": rb, "random": self.random}
@@ -334,6 +337,7 @@ class Run:
         """Log, evaluate and save whatever is due after a step of the environments.
 
         Raises:
+            EnvError, TrainingError: as the class says.
             Stopped: after a checkpoint, if a signal asked for a stop.
         """
         self.before_acting = []
@@ -415,10 +419,10 @@ class Run:
         if self.best_model and self.best_model["sha256"] is None:
             self.write_best_model(self.best_model["weights"])
         if self.write_or_warn(self.folder / "checkpoints", self.write_checkpoint):
-            self.failed_checkpoints = 0
+            self.failed_checkpoints.clear()
             return True
-        self.failed_checkpoints += 1
-        if self.failed_checkpoints == CHECKPOINT_ATTEMPTS:
+        self.failed_checkpoints.add(self.global_step)  # before an evaluation and after it: that is one
+        if len(self.failed_checkpoints) == CHECKPOINT_ATTEMPTS:
             what = f"{CHECKPOINT_ATTEMPTS} checkpoints in a row"
             raise TrainingError(f"{what} could not be written ({self.write_or_warn.reason}), {self.how_to_go_on}")
         if not self.unfinished:
@@ -453,6 +457,7 @@ class Run:
         """Evaluate the best model of a finished training, unless that was done before."""
         if not self.has_final_evaluation:
             self.check_models(agent)
+            self.parts = {}  # the last checkpoint is written: no other may follow, since the agent becomes the best model
             self.envs.close()  # of some environments there can be only one
             self.take_back()
             self.signals.stay()
@@ -460,6 +465,9 @@ class Run:
                 evaluation = final_evaluation(agent, self.args, self.folder, self.global_step, self.signals)
             except Stopped:
                 self.stop("stopped in the final evaluation")
+            except EnvError:
+                say(f"a checkpoint of step {self.global_step} is saved, {self.how_to_go_on}")
+                raise
             best = max((row["mean"] for row in self.evaluations), default=None)
             self.log.result(self.global_step, float(evaluation.returns.mean()), best)
             self.say_what_next()
@@ -484,11 +492,12 @@ class Run:
             raise TrainingError(f"the models could not be written ({reason}) and are not evaluated, {self.how_to_go_on}")
 
     def say_what_next(self) -> None:
-        """Three commands that a user may want after a training."""
+        """The commands that a user may want after a training."""
         script, folder = self.script, shlex.quote(str(shown(self.folder)))
         say(f"to watch: tensorboard --logdir {shlex.quote(str(shown(self.folder.parent)))}")
         say(f"to film:  python {script} --evaluate {folder} --capture-video")
-        say(f"to go on: python {script} --resume {folder} --total-timesteps {2 * self.args.total_timesteps}")
+        if not self.target_reached:
+            say(f"to go on: python {script} --resume {folder} --total-timesteps {2 * self.args.total_timesteps}")
 
     def state_dict(self) -> dict[str, Any]:
         """The clock, the losses and evaluations so far, and the settings."""

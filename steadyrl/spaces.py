@@ -179,7 +179,7 @@ class CheckedObservation(gym.ObservationWrapper[Any, Any, Any]):
 
 
 def check_shapes(space: gym.Space, value: Any) -> None:
-    """Raise a Misfit if a value, or a part of it, has another shape than its space, or is a number that is not in it."""
+    """Raise a Misfit if a value, or a part of it, has another shape than its space, or is no member of it."""
     if isinstance(space, gym.spaces.Dict):
         for name, part in space.spaces.items():
             check_shapes(part, value[name])

@@ -171,10 +171,12 @@ class Job:
     def start(self) -> Literal["started", "finished", "busy"]:
         """Start the run or resume it, unless it is finished or another process trains it (busy)."""
         with open(self.log, "ab", buffering=0) as log:
-            locked, folder = filelock.lock_descriptor(log.fileno(), blocking=False), self.folder()
+            if not filelock.lock_descriptor(log.fileno(), blocking=False):
+                return "busy"
+            folder = self.folder()
             if folder and final_result(folder, self.args):
                 return "finished"
-            if not locked or (folder and is_locked(folder / ".lock")):
+            if folder and is_locked(folder / ".lock"):
                 return "busy"
             self.first_step = self.status({self.log.name: "running"}).step
             command = self.command(folder)
@@ -359,6 +361,7 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
     handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in handled}
     waiting, failures, stopping, asked, shown = list(todo), 0, False, 0.0, 0.0
     running: list[Job] = []
+    again: dict[str, float] = {}  # when to look again at a run that was busy
 
     def steps() -> int:
         rows = [(job.status({}), job.args["total_timesteps"]) for job in jobs]
@@ -367,10 +370,12 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
     most = sum(job.args["total_timesteps"] for job in jobs)
     with tqdm(total=most, initial=steps(), unit="step", unit_scale=True, disable=None) as bar:
         while (running and signals.count(signal.SIGINT) < 2) or (waiting and not (signals or stopping)):
-            for job in list(waiting):
+            for job in [job for job in waiting if time.monotonic() >= again.get(job.name, 0)]:
                 if signals or stopping or len(running) == workers:
                     break
-                if (state := job.start()) != "busy":  # another sweep has a busy one, and may be stopped
+                if (state := job.start()) == "busy":  # another sweep has it, and may be stopped
+                    again[job.name] = time.monotonic() + 1
+                else:
                     waiting.remove(job)
                 if state == "started":
                     running.append(job)
@@ -438,7 +443,9 @@ def submit(jobs: list[Job], options: Runs) -> None:
     executor.update_parameters(time=options.time, signal_delay_s=delay, array_parallelism=parallel, stderr_to_stdout=True)
     other = [text.partition("=") for text in options.sbatch]
     executor.update_parameters(additional_parameters={name: value if equals else True for name, equals, value in other})
-    limit = int(re.findall(r"MaxArraySize\s*=\s*(\d+)", check_output(["scontrol", "show", "config"], text=True))[0])
+    limit = int(
+        re.findall(r"MaxArraySize\s*=\s*(\d+)", check_output(["scontrol", "show", "config"], text=True, stderr=PIPE))[0]
+    )
     for first in range(0, len(jobs), limit):
         try:
             submitted = executor.submit_array(jobs[first : first + limit])
@@ -473,7 +480,7 @@ def main(options_class: type = Options, work: Callable[[Any], int] = lambda opti
         return work(parse_args(options_class, sys.argv[1:], options_class()))
     except (UsageError, CalledProcessError, ModuleNotFoundError, OSError) as error:  # the second: scontrol
         missing = f"{error}, install it with: pip install {error.name}" if isinstance(error, ModuleNotFoundError) else error
-        report(getattr(error, "stderr", missing))
+        report(getattr(error, "stderr", None) or missing)
         return 2
 
 

@@ -79,6 +79,9 @@ class Tuner:
             raise UsageError(f"--seeds {self.seeds}: must be none of 1 to 3, which are for reporting")
         if self.args["eval_frequency"] == 0:
             raise UsageError("--eval-frequency 0: must be 1 or more, because a trial's value is a mean of evaluations")
+        if self.args["target_return"] is not None:
+            what = "must be left out, because the runs of a trial must end at the same step"
+            raise UsageError(f"--target-return {self.args['target_return']}: {what}")
         try:
             tables, kinds = tomllib.loads(options.space.read_text()), optuna.distributions
             if options.script.stem not in tables:
@@ -95,7 +98,7 @@ class Tuner:
             for name, kind in self.space.items():
                 if name not in self.args:
                     raise UsageError(f"--{name.replace('_', '-')} must be a flag of this script")
-                if name in ("seed", "eval_frequency"):
+                if name in ("seed", "eval_frequency", "target_return"):
                     raise UsageError(f"{name} must be left out: each setting has the same seeds and the same evaluations")
                 for value in (kind.low, kind.high) if isinstance(kind, kinds.FloatDistribution) else kind.choices:
                     self.jobs("tune", {name: value})

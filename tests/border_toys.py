@@ -126,6 +126,15 @@ class Misfit(Tame):
         return obs, reward, terminated, truncated, info
 
 
+class DislikesLargeActions(Tame):
+    """An action above 0.95 is an error."""
+
+    def step(self, action):
+        if action[0] > 0.95:
+            raise ValueError(f"{action[0]} is too large")
+        return super().step(action)
+
+
 class Leaves(Tame):
     """At its step 270 it raises what is no Exception. where: step, reset, evaluation (in one of a second instance)."""
 
@@ -447,10 +456,20 @@ class WantsOptions(Tame):
 
 
 class FailsInEvaluations(Tame):
-    """A reward that is not a number, in episodes with the seeds of evaluations."""
+    """A reward that is not a number, in episodes with the seeds of evaluations, or only of the final one.
+
+    Each instance can be worse than the one before.
+    """
+
+    instances = 0
+
+    def __init__(self, first=10_000, worse=False, **kwargs):
+        super().__init__(**kwargs)
+        FailsInEvaluations.instances += worse
+        self.first, self.length = first, 50 - self.instances if worse else self.length
 
     def reset(self, *, seed=None, options=None):
-        self.bad = seed is not None and seed >= 10_000
+        self.bad = seed is not None and seed >= self.first
         return super().reset(seed=seed)
 
     def step(self, action):
@@ -582,10 +601,14 @@ class Sets(Tame):
     def __init__(self, what="device", where="step", **kwargs):
         super().__init__(**kwargs)
         self.what, self.where = what, where
+        if where == "constructor":
+            self.change()
 
     def change(self):
         if self.what == "device":
             torch.set_default_device("meta")
+        elif self.what == "dtype":
+            torch.set_default_dtype(torch.float64)
         elif self.what == "autocast":
             torch.set_autocast_enabled("cpu", True)
         elif self.what == "gradients":

@@ -675,7 +675,7 @@ def test_threads_and_precision(monkeypatch):
         device.set_up_device(quick_args(num_threads=3, matmul_precision="high"))
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (3, "high")
         device.set_up_device(quick_args())
-        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "highest")
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (device.THREADS, "highest")
     finally:
         torch.set_num_threads(threads)
         torch.set_float32_matmul_precision(precision)

@@ -655,6 +655,60 @@ def test_a_value_of_an_evaluation_that_is_not_finite_costs_no_step(tmp_path):
     assert checkpoint is not None and checkpoint["run"]["global_step"] == 280
 
 
+def test_an_error_in_the_final_evaluation_leaves_the_last_checkpoint_as_it_was(tmp_path):
+    """The agent holds the best model by then. A resume must go on with the latest networks."""
+    flags = "--learning-starts 50 --total-timesteps 300 --eval-frequency 100"
+    done = script("FailsInEvaluations", *flags.split(), cwd=tmp_path, first=20_000, worse=True)
+    folder = only_run(tmp_path)
+    assert done.returncode == 1 and "error: evaluation: episode 0 is not finite" in done.stderr
+    assert "a checkpoint of step 300 is saved, to go on: " in done.stdout and folder.name in done.stdout.splitlines()[-1]
+    latest, best = (torch.load(folder / name, weights_only=True)["actor"] for name in ("model.pt", "best_model.pt"))
+    saved = load_checkpoint(folder / "checkpoints")["agent"]["networks"]["actor"]
+    assert all(saved[name].equal(latest[name]) for name in saved)
+    assert not all(saved[name].equal(best[name]) for name in saved)
+
+
+def test_a_reset_that_fails_is_one_line_with_a_film_too(tmp_path):
+    for words in ([], ["--capture-video"]):
+        done = main_in_this_process("--env-id", "toys:Raising-reset-v0", *SHORT.split(), *words, cwd=tmp_path)
+        refused(done, "KeyError", "goal")
+    with (
+        pytest.raises(errors.EnvError) as caught,
+        closing(environments.make_replayable_env(quick_args(env_id="toys:Raising-reset-v0"))) as env,
+    ):
+        env.reset(seed=0)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_after_an_error_at_a_random_action_a_resume_draws_others(tmp_path):
+    """With the same action it would fail again, however often it is resumed."""
+    done = script("DislikesLargeActions", "--episode-replay", "plain", cwd=tmp_path)
+    folder, reached = only_run(tmp_path), []
+    for _ in range(6):
+        assert done.returncode == 1 and "is too large" in done.stderr
+        reached.append(load_checkpoint(folder / "checkpoints")["run"]["global_step"])
+        done = main_in_this_process("--resume", str(folder), cwd=tmp_path)
+    assert len(set(reached)) > 3
+
+
+def test_where_one_episode_is_cut_off_the_others_keep_their_returns():
+    """And each environment knows how many steps it has made in the run: an error names the step."""
+    args = border_args("Tame", num_envs=2)
+    with closing(environments.make_envs(args, "unused")) as envs, closing(environments.make_envs(args, "unused")) as fresh:
+        envs.reset(seed=1)
+        for _ in range(11):  # episodes have 7
+            envs.step(envs.action_space.sample())
+        state = envs.state_dict()
+        state["episodes"][1]["checksum"] += 1
+        fresh.reset(seed=1)
+        fresh.load_state_dict(state)
+        assert fresh.cut_off.tolist() == [False, True]
+        assert fresh.env.episode_returns.tolist() == [4, 0] and fresh.env.episode_lengths.tolist() == [4, 0]
+        fresh.unwrapped.envs[1].unwrapped.look = lambda: np.zeros(3)
+        with pytest.raises(errors.EnvError, match="step 12: observation of environment 1"):
+            fresh.step(fresh.action_space.sample())
+
+
 def test_a_mode_of_rendering_that_is_forgotten_is_refused(tmp_path):
     done = script("ForgetsItsMode", "--capture-video", cwd=tmp_path)
     refused(done, "--capture-video: ForgetsItsMode-v0 has the render_mode None")
@@ -702,6 +756,21 @@ def test_settings_that_an_environment_changes(run, what, where):
         models.append(torch.load(run(args).run_dir / "model.pt", weights_only=True))
     first, second = ({f"{name}.{key}": value for name, net in model.items() for key, value in net.items()} for model in models)
     assert first.keys() == second.keys() and all(value.equal(second[key]) for key, value in first.items())
+
+
+def test_the_default_dtype_that_a_constructor_changes(run, tmp_path):
+    """What is made after the environment, outside training, has float32 networks too."""
+    args = border_args("Sets", env_kwargs={"what": "dtype", "where": "constructor"}, eval_frequency=100, eval_episodes=2)
+    folder = run(args).run_dir.absolute()
+    torch.set_default_dtype(torch.float32)
+    agent, env = policies.load_agent(folder)
+    assert agent.act(env.reset(seed=0)[0]).shape == (2,)
+    for words in (["--evaluate", str(folder)], [*SHORT.split(), "--env-id", args.env_id, "--init-from", str(folder)]):
+        torch.set_default_dtype(torch.float32)
+        words += ["--hidden-sizes", "32", "32"] if "--init-from" in words else []
+        kwargs = ["--env-kwargs", json.dumps(args.env_kwargs)] if "--init-from" in words else []
+        done = main_in_this_process(*words, *kwargs, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
 
 
 def test_settings_that_a_reward_for_other_goals_changes(tmp_path):

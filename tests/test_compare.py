@@ -198,8 +198,9 @@ def test_tasks_are_pooled_in_fixed_ranges():
 
 def test_runs_are_grouped_by_what_they_learn_with(tmp_path):
     """Flags that differ are named, unless they are of the machine; a run of an older script may lack some."""
-    flags = {"gamma": 0.99, "num_threads": 1, "env_kwargs": {}}
-    for seed, changes in enumerate(({}, {"num_threads": 2}, {"gamma": 0.98}, {"gamma": 0.98, "noise": "ou"})):
+    flags = {"gamma": 0.99, "num_threads": 1, "final_episodes": 20, "env_kwargs": {}}
+    machine = {"num_threads": 2, "final_episodes": 50}
+    for seed, changes in enumerate(({}, machine, {"gamma": 0.98}, {"gamma": 0.98, "noise": "ou"})):
         write_run(tmp_path / str(seed), range(6), seed=seed, **(flags | changes))
     tasks, notes = load(str(tmp_path / "*"))
     scores = tasks["Hopper-v4"].scores

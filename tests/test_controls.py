@@ -239,7 +239,7 @@ def test_environment_arguments_and_time_limit(run):
     assert env.unwrapped._reset_noise_scale == 0.2
 
 
-def test_target_return_ends_training_at_the_evaluation_that_reaches_it(run, monkeypatch):
+def test_target_return_ends_training_at_the_evaluation_that_reaches_it(run, monkeypatch, capsys):
     means = iter([1.0, 5.0, 9.0])
 
     def evaluations(*_, **__):
@@ -248,5 +248,5 @@ def test_target_return_ends_training_at_the_evaluation_that_reaches_it(run, monk
     monkeypatch.setattr(steadyrl.run, "evaluate", evaluations)
     parts = run(quick_args(eval_frequency=100, target_return=5.0))
     assert [step for step, _ in parts.scalars["eval/episodic_return"]] == [100, 200]
-    assert parts.rb.pos == 200
+    assert parts.rb.pos == 200 and "to go on" not in capsys.readouterr().out  # nothing would continue it
     assert all((parts.run_dir / name).exists() for name in ("best_model.pt", "model.pt", "evaluation.json"))

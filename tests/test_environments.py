@@ -53,6 +53,12 @@ def test_how_an_episode_comes_back_is_found_out(name):
     assert replay_of(f"{name}-v0") == REPLAYS[name]
 
 
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "Pendulum", "gymnasium.envs.classic_control:Pendulum-v1"])
+def test_what_is_known_of_an_environment_holds_for_all_its_names(monkeypatch, capsys, env_id):
+    monkeypatch.setitem(checks.KNOWN_REPLAYS, "Pendulum-v1", "rebuild")
+    assert checks.check(quick_args(env_id=env_id, episode_replay="auto")).replay == "rebuild"
+
+
 @pytest.mark.parametrize(("env_id", "replay"), [("BipedalWalker-v3", "rebuild"), ("Hopper-v5", "plain")])
 def test_how_a_real_episode_comes_back_is_found_out(env_id, replay):
     assert replay_of(env_id) == replay

@@ -1,6 +1,7 @@
 """Greedy evaluation, the over-estimation monitor, and `--evaluate` on a saved run."""
 
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,17 @@ def test_a_saved_run_gives_its_own_result_again(run):
     command_line.evaluate_run(saved, ddpg.DDPG)
     first, second = (json.loads((folder / name).read_text()) for name in ("evaluation.json", "evaluate.json"))
     assert first["returns"] == second["returns"] and first["model"] == second["model"] == "best_model.pt"
+
+
+def test_the_model_of_another_run_is_named_and_its_step_is_not_guessed(run):
+    folder = run(quick_args(eval_frequency=100)).run_dir
+    (other := folder.parent / "other").mkdir()
+    shutil.copy(folder / "best_model.pt", other)
+    saved = record.load_args(folder, ddpg.Args)
+    saved.evaluate, saved.model = folder, str(other / "best_model.pt")
+    command_line.evaluate_run(saved, ddpg.DDPG)
+    result = json.loads((folder / "evaluate.json").read_text())
+    assert (result["model"], result["model_step"]) == ("other/best_model.pt", None)
 
 
 def test_a_first_observation_not_finite_is_an_error(monkeypatch):

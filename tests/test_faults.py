@@ -302,6 +302,12 @@ def test_a_full_disk_is_survived(run, monkeypatch, capsys):
     assert capsys.readouterr().out.count("No space left on device") == 1  # in a minute
 
 
+def test_a_step_whose_checkpoint_fails_before_and_after_its_evaluation_counts_once(run, monkeypatch):
+    monkeypatch.setattr(torch, "save", failing(torch.save, {1, 2, 3, 4}))
+    parts = run(quick_args(checkpoint_frequency=50, eval_frequency=50, eval_episodes=1, save_model=False))
+    assert steps_of(parts.run_dir / "checkpoints") == [250, 300]
+
+
 def test_a_run_whose_arguments_cannot_be_written_does_not_begin(monkeypatch, tmp_path):
     """Nobody could resume it. A resumed run has an args.json, and goes on with it."""
     with monkeypatch.context() as patch:

@@ -123,6 +123,14 @@ def test_the_agent_of_a_script_of_ones_own_is_loaded_where_that_is_given(run, tm
     np.testing.assert_array_equal(agent.act(obs), ddpg_agent(run_dir, env).act(obs))
 
 
+def test_a_script_that_cannot_be_imported_says_so_each_time(run, tmp_path):
+    run_dir = run(quick_args()).run_dir
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    for _ in range(2):
+        with pytest.raises(UsageError, match="no_such_module"):
+            load_agent(run_dir, script=tmp_path / "broken.py")
+
+
 @pytest.mark.parametrize(
     ("script", "word"),
     [("nowhere.py", "No such file"), ("LICENSE", "not a Python file"), ("tests/toys.py", "main"), ("dqn", "is a run of")],

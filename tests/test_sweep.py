@@ -1,5 +1,6 @@
 """A sweep runs what is asked for, once, and goes on after whatever ended it; on this machine and on a real SLURM."""
 
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,14 @@ def test_a_mistake_is_one_line_before_anything_starts(monkeypatch, capsys, words
     assert os.listdir("runs") == [".sweep"] and os.listdir(sweep.LOGS) == []
 
 
+@pytest.mark.parametrize(("stderr", "said"), [(None, "returned non-zero exit status 1"), ("no controller", "no controller")])
+def test_a_program_that_fails_is_named(monkeypatch, capsys, stderr, said):
+    failed = subprocess.CalledProcessError(1, ["scontrol"], stderr=stderr)
+    monkeypatch.setattr(sweep, "read_queue", lambda patience: (_ for _ in ()).throw(failed))
+    assert main(monkeypatch, "--env-ids", "Pendulum-v1", "--engine", "slurm") == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_environment_may_lie_in_the_working_directory(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     Path("own_envs.py").write_text("import gymnasium as gym\ngym.register('Own-v0', lambda **_: gym.make('Pendulum-v1'))\n")
@@ -246,10 +256,10 @@ def test_steps_last_evaluation_and_time_left(monkeypatch):
     job = quick_job("finish")
     run = write_run(job, 1000)
     (run / "evaluations.csv").write_text("global_step,mean,std\n")
-    for step, time in ((2, 900), (4, 1010), (6, 1030)):
+    for step, at in ((2, 900), (4, 1010), (6, 1030)):
         path = run / "checkpoints" / f"{step:012d}.{'0' * 64}.pt"
         path.touch()
-        os.utime(path, (time, time))
+        os.utime(path, (at, at))
     monkeypatch.setattr(sweep.time, "time", lambda: 1035.0)
     assert job.status({})[1:] == (6, None, 35.0)
     (run / "evaluations.csv").write_text("global_step,mean,std\n5,-3.5,1\n7,-2.5,1\n")
@@ -370,6 +380,40 @@ def test_a_script_that_outlives_its_sweep_is_not_started_twice():
     os.kill(first.process.pid, signal.SIGKILL)
     assert first.end() == "failed" and second.start() == "started" and second.end() == "finished"
     assert len(list(Path("runs").glob("Env*"))) == 1 and quick_job("wait").start() == "finished"
+
+
+class Clock:
+    """A clock that only sleeping moves."""
+
+    now = 100.0
+    strftime = time.strftime
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_busy_run_is_not_looked_for_all_the_time(monkeypatch):
+    """Many sweeps may wait on one file system. A locked log says enough, and once a second is enough."""
+    first, busy, other = quick_job("wait"), quick_job("wait"), quick_job("wait", seed=2)
+    assert first.start() == "started"
+    wait_for(started)
+    Path("go").touch()
+    monkeypatch.setattr(busy, "folder", lambda: pytest.fail("looked for"))
+    starts, start, asked = Counter(), sweep.Job.start, itertools.count(1)
+
+    def counted(job):
+        starts[job.name] += 1
+        return start(job)
+
+    monkeypatch.setattr(sweep.Job, "start", counted)
+    monkeypatch.setattr(sweep, "time", Clock())
+    sweep.run_here([other], [busy, other], 2, lambda: next(asked) == 4)  # it asks once a second
+    assert starts[other.name] == 1 and 3 <= starts[busy.name] <= 5
+    os.kill(first.started.pid, signal.SIGKILL)
+    first.started.wait()
 
 
 def test_a_run_that_somebody_resumed_by_hand_is_let_alone():

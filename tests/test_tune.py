@@ -74,6 +74,8 @@ def value(x: float, y: str) -> float:
         ("", "[toy_script]\n", "is empty"),
         ("--settings a='--z 1'", SPACE, "--z"),
         ("--settings a='--eval-frequency 0'", SPACE, "--eval-frequency 0: must be 1 or more"),
+        ("--settings a='--target-return 5'", SPACE, "--target-return 5.0: must be left out"),
+        ("", "[toy_script]\ntarget_return = [5.0, 6.0]", "target_return must be left out"),
         ("--trials 0", SPACE, "--trials 0: must be a whole number, 1 or more"),
         ("", "[toy_script]\nseed = [11]", "seed must be left out"),
         ("", "[toy_script]\neval_frequency = [0, 5]", "eval_frequency must be left out"),
