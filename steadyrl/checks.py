@@ -5,6 +5,7 @@ import difflib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +29,8 @@ RENDERING_HINT = "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
 KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # it differs too seldom to be found out by a few short episodes
 REPLAYS = {
     "rebuild": "carries state from one episode to the next, or fails if it is reset in the middle of one. So each episode gets "
-    "a new instance, and --resume can replay it",
+    "a new instance, and --resume can replay it. Noise that its constructor seeds is then the same in each episode: "
+    "--episode-replay cut would keep one instance",
     "cut": "warning: a replayed episode is not the same as before (it ignores its seed, keeps state over resets, or has "
     "another source of random numbers). Two runs with the same seed may differ, and --resume cuts off the running episode",
 }
@@ -100,6 +102,12 @@ def check_spaces(args: RunArgs, env: ReplayableEnv) -> None:
         raise UsageError("--render: needs a display, but DISPLAY and WAYLAND_DISPLAY are not set; --capture-video needs none")
     for change in changes(env.given_spaces, (obs_space, action_space)):
         say(f"{args.env_id}: {change}")
+    for wrapper in wrappers_of(env):
+        if isinstance(wrapper, gym.wrappers.NormalizeObservation | gym.wrappers.NormalizeReward):
+            say(
+                f"warning: {args.env_id}: its wrapper {type(wrapper).__name__} keeps statistics that no model or checkpoint "
+                "holds. Evaluations and a resumed run begin with new ones: --normalize-observations or --reward-scale do better"
+            )
 
 
 def initial_model_of(args: RunArgs) -> Path:
@@ -181,19 +189,21 @@ def probe(args: RunArgs, what: str, spaces: Spaces, env_id: str) -> Findings:
     return Findings(replay, company.disturbed or company.mixed)
 
 
+def wrappers_of(env: gym.Env) -> Iterator[gym.Wrapper]:
+    """The wrappers of an environment, from the outermost."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+
+
 def say_when_episodes_end(args: RunArgs, ended: bool) -> None:
     """Print a message if episodes may never end, or if they end before --max-episode-steps.
 
     Args:
         ended: whether an episode was seen that ended.
     """
-    limits = []
     with contextlib.closing(make_replayable_env(args)) as env:
-        wrapper: gym.Env = env
-        while isinstance(wrapper, gym.Wrapper):
-            if isinstance(wrapper, gym.wrappers.TimeLimit):
-                limits.append(wrapper._max_episode_steps)
-            wrapper = wrapper.env
+        limits = [wrapper._max_episode_steps for wrapper in wrappers_of(env) if isinstance(wrapper, gym.wrappers.TimeLimit)]
     if not limits and not ended:
         say(
             f"{args.env_id}: has no time limit, an episode may never end: --max-episode-steps 1000 would give it one. "

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from steadyrl.agent import Agent
 from steadyrl.arguments import EVALUATE_MAY_CHANGE, RESUME_MAY_CHANGE, A, RunArgs, check_args, parse_args
 from steadyrl.checks import check, check_goals, initial_model_of
 from steadyrl.device import Defaults, device_of, set_up_device
-from steadyrl.environments import make_env
+from steadyrl.environments import coming_back, make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
 from steadyrl.hub import check_upload, upload
@@ -53,6 +54,15 @@ def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: P
     return args
 
 
+def agent_for(args: RunArgs, agent_class: type[Agent], device: torch.device) -> tuple[Agent, gym.Env]:
+    """A new agent for the environment of these arguments, and that environment, closed."""
+    with coming_back():
+        with Defaults():
+            env = make_env(args)
+        with contextlib.closing(env):
+            return agent_class(env.observation_space, env.action_space, args, device), env
+
+
 def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
     """Evaluate the saved model of the run `args.evaluate`, as at the end of training, and export it if asked."""
     check(args)
@@ -60,11 +70,7 @@ def evaluate_run(args: RunArgs, agent_class: type[Agent]) -> Evaluation:
     model = choose_model(run_dir, args.model)
     if model is None:
         raise UsageError(f"--evaluate {run_dir}: must hold a best_model.pt or a model.pt")
-    device = set_up_device(args)
-    with Defaults():
-        env = make_env(args)
-    with contextlib.closing(env):
-        agent = agent_class(env.observation_space, env.action_space, args, device)
+    agent, env = agent_for(args, agent_class, set_up_device(args))
     evaluation = final_evaluation(agent, args, run_dir)
     if args.export:
         try:
@@ -80,11 +86,8 @@ def check_initial_model(args: RunArgs, agent_class: type[Agent]) -> None:
         return
     check_args(args)
     with contextlib.suppress(EnvError):  # the training says more of it
-        with Defaults():
-            env = make_env(args)
-        with contextlib.closing(env):
-            agent = agent_class(env.observation_space, env.action_space, args, torch.device("cpu"))
-            load_initial_model(agent, args.init_from, initial_model_of(args))
+        agent, _ = agent_for(args, agent_class, torch.device("cpu"))
+        load_initial_model(agent, args.init_from, initial_model_of(args))
 
 
 def check_further(args: RunArgs, agent_class: type[Agent] | None, on_this_machine: bool) -> None:

@@ -88,12 +88,15 @@ class Defaults:
         defaults = torch.get_default_dtype(), device, torch.is_grad_enabled()
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-        return sys.getrecursionlimit(), torch.get_num_threads(), *defaults, *autocast, *precision, np.geterr()
+        process = sys.stdout, sys.stderr, sys.getrecursionlimit(), torch.get_num_threads()
+        return *process, *defaults, *autocast, *precision, np.geterr()
 
     def hold(self) -> None:
         """Restore the settings that have changed."""
         if self.read() != self.values:
-            recursion, threads, dtype, device, gradients, cpu, cuda, precision, deterministic, numpy_errors = self.values
+            output, errors, recursion, threads, dtype, device, gradients, *others = self.values
+            cpu, cuda, precision, deterministic, numpy_errors = others
+            sys.stdout, sys.stderr = output, errors
             sys.setrecursionlimit(recursion)
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)

@@ -5,6 +5,7 @@ import copy
 import multiprocessing
 import os
 import queue
+import random
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import psutil
+import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.async_vector_env import _async_worker
 
@@ -29,6 +31,7 @@ from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals, at_fork, is_ig
 from steadyrl.spaces import Spaces, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
+FILM_LENGTH = 2_000  # steps: all frames are in memory, of MuJoCo's 0.7 MB each
 EPISODE_LIMIT = 100_000  # steps of an episode of an evaluation
 SLICE = 0.1  # seconds of waiting for a worker before looking whether to go on waiting
 
@@ -54,9 +57,11 @@ def make_env(
     if video_folder is None:
         return env
     try:
-        return FilmedEnv(env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name)
-    except OSError as error:
-        say(f"warning: there will be no films, {video_folder} cannot be made ({error.strerror})")
+        with warnings.catch_warnings():  # the environment may have asked for errors
+            warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # each film has a name of its own
+            return FilmedEnv(env, str(video_folder), lambda episode: episode % VIDEO_FREQUENCY == 0, name_prefix=video_name)
+    except Exception as error:  # of the system, or a render_mode that this instance does not have
+        say(f"warning: there will be no films in {video_folder} ({in_one_line(error)[:200]})")
         return env
 
 
@@ -80,7 +85,14 @@ def has_display() -> bool:
 
 
 class FilmedEnv(gym.wrappers.RecordVideo):
-    """Films episodes. A film that cannot be written (frames of another size, a full disk) is a warning."""
+    """Films episodes, long ones in part. A film that cannot be written (frames of another size, a full disk) is a warning."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, dict]:
+        step = super().step(action)
+        if len(self.recorded_frames) > FILM_LENGTH:
+            say(f"{self._video_name}.mp4 has the first {FILM_LENGTH:,} steps of its episode: more would fill the memory")
+            self.stop_recording()
+        return step
 
     def stop_recording(self) -> None:
         try:
@@ -236,10 +248,12 @@ class WorkerEnvs(AsyncVectorEnv):
                 process.join(SLICE)  # a pipe breaks a moment before its process has an exit status
             dead = [index for index, process in enumerate(self.processes) if not process.is_alive()]
             what = [f"worker {index} ended with exit status {self.processes[index].exitcode}" for index in dead]
-            silent = [index for index, pipe in enumerate(self.parent_pipes) if not dead and not pipe.poll()]
+            late = isinstance(error, multiprocessing.TimeoutError) and not dead
+            silent = [index for index, pipe in enumerate(self.parent_pipes) if late and not pipe.poll()]
             stopped = self.signals is not None and self.signals.stop
             limit = "until the signal" if stopped else f"in {self.timeout:g} seconds"
             what += [f"worker {index} gave no answer {limit}" for index in silent]
+            what = what or [in_one_line(error)]
             raise EnvError(f"asynchronous environments: {', '.join(what)}") from error
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
@@ -381,7 +395,26 @@ class WorkerEnv(gym.Env):
         self.envs.close()
 
 
-def make_envs(args: RunArgs, run_name: str, replay: str | None = None, signals: Signals | None = None) -> TrainingEnvs:
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def make_seeded(env_fn: Callable[[], gym.Env], seed: int, global_step: int) -> gym.Env:
+    """Make an environment of a worker, which may draw from global generators: not what its neighbours draw, and after a resume
+    not the same again."""
+    seed_generators(seed)
+    env = env_fn()
+    if global_step:
+        seed_generators(seed + global_step)
+    return env
+
+
+def make_envs(
+    args: RunArgs, run_name: str, replay: str | None = None, signals: Signals | None = None, global_step: int = 0
+) -> TrainingEnvs:
     """The training environments: `num_envs` of them, stepped together, with episode statistics in `infos`.
 
     An environment whose episode ends is reset within the same step. `obs` is then the first observation of the next
@@ -392,6 +425,7 @@ def make_envs(args: RunArgs, run_name: str, replay: str | None = None, signals: 
         run_name: the folder of its videos, in <output>/videos or absolute.
         replay: how running episodes come back, as `checks.check` found it (None: as --episode-replay says).
         signals: a signal to stop ends the waiting for a worker.
+        global_step: at which a run is resumed.
 
     Raises:
         EnvError: if a worker fails.
@@ -405,7 +439,8 @@ def make_envs(args: RunArgs, run_name: str, replay: str | None = None, signals: 
     ]
     envs: gym.vector.VectorEnv
     if args.vectorization == "async":
-        envs = WorkerEnvs(env_fns, args.worker_timeout, signals, autoreset_mode=AutoresetMode.SAME_STEP)
+        seeded = [partial(make_seeded, env_fn, args.seed + index, global_step) for index, env_fn in enumerate(env_fns)]
+        envs = WorkerEnvs(seeded, args.worker_timeout, signals, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
         try:
             envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)

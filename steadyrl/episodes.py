@@ -6,6 +6,7 @@ the actions since then lead to the same state, bit for bit. `find_replay` finds 
 """
 
 import copy
+import gc
 import json
 import os
 import signal
@@ -115,7 +116,10 @@ class ReplayableEnv(gym.Wrapper):
             self.close()
         with self.crossing():
             if self.rebuild and not self.fresh:
+                before = self.env.action_space
                 self.env, _ = self.build()
+                if self.env.action_space != before:
+                    raise EnvError(f"a new instance has other actions, {self.env.action_space}, than the last one, {before}")
             self.fresh = False
             if "generator" in start:
                 set_generator_state(self.env, start["generator"])
@@ -412,6 +416,8 @@ def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Compa
                     found.append(checksum(*env.step(action)[:2]))
                     if any(other.step(action)[2:4]):
                         other.reset()
+            del other
+            gc.collect()  # a simulator may end in its __del__
             for action in actions[half:]:
                 found.append(checksum(*env.step(action)[:2]))
             found += play(env, None, [])
@@ -430,10 +436,21 @@ def random_actions(env: gym.Env, seed: int) -> list[Any]:
     return [space.sample() for _ in range(PROBE_STEPS)]
 
 
-def play(env: ReplayableEnv, start: dict[str, Any] | None, actions: Sequence[Any]) -> list[int]:
-    """Play an episode, up to its end if that comes first; returns the checksum of each observation and reward."""
+def play(
+    env: ReplayableEnv,
+    start: dict[str, Any] | None,
+    actions: Sequence[Any],
+    meanwhile: Callable[[], object] = lambda: None,
+) -> list[int]:
+    """Play an episode, up to its end if that comes first; returns the checksum of each observation and reward.
+
+    Args:
+        meanwhile: called once, before the second step.
+    """
     checksums = [checksum(env.reset()[0] if start is None else env.begin(start))]
-    for action in actions:
+    for index, action in enumerate(actions):
+        if index == 1:
+            meanwhile()
         obs, reward, terminated, truncated, _ = env.step(action)
         checksums.append(checksum(obs, reward))
         if terminated or truncated:

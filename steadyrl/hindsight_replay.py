@@ -4,12 +4,13 @@ Andrychowicz et al., 2017, "Hindsight Experience Replay", arXiv:1707.01495.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from steadyrl.episodes import ReplayableEnv, random_actions
+from steadyrl.episodes import ReplayableEnv, play, random_actions
 from steadyrl.errors import EnvError, TrainingError, UsageError
 from steadyrl.replay_buffer import ReplayBuffer, Sampling
 from steadyrl.spaces import brief
@@ -104,6 +105,12 @@ def find_goals(env: ReplayableEnv) -> Goals:
             )
         if batch.shape == single.shape and np.allclose(batch, single, rtol=1e-4, atol=1e-5):
             goals.one_by_one.remove(name)
+        # The running environments are asked.
+        start, actions = {"seed": 0}, random_actions(env, 0)
+        alone = [play(env, start, actions) for _ in range(2)]
+        asked = play(env, start, actions, meanwhile=partial(goals.compute, name, *pairs))
+        if alone[0] == alone[1] != asked:
+            raise UsageError(f"its {name} changes the episode that runs, must only compute")
     return goals
 
 

@@ -71,29 +71,42 @@ def load_initial_model(agent: Agent, run_dir: str, model: Path) -> None:
     """Load the model of the run that --init-from names.
 
     Raises:
-        UsageError: if it has other networks, or if the bounds of its actions (buffers of its networks) are different.
+        UsageError: as `load_model`.
     """
-    bounds = {name: tensor.clone() for name, tensor in bounds_of(agent).items()}
     try:
         load_model(agent, model)
     except UsageError as error:
         raise UsageError(f"--init-from {run_dir}: {error}") from error
-    if not all(tensor.equal(bounds[name]) for name, tensor in bounds_of(agent).items()):
-        raise UsageError(f"--init-from {run_dir}: its actions have other bounds, must have those of this environment")
 
 
 def bounds_of(agent: Agent) -> dict[str, torch.Tensor]:
-    """The buffers of an agent's networks that hold the bounds of its actions."""
+    """Copies of the buffers of an agent's networks that hold the bounds of its actions."""
     buffers = {f"{part}.{name}": tensor for part, net in agent.networks.items() for name, tensor in net.named_buffers()}
-    return {name: tensor for name, tensor in buffers.items() if name.endswith(("action_scale", "action_bias"))}
+    return {name: tensor.clone() for name, tensor in buffers.items() if name.endswith(("action_scale", "action_bias"))}
+
+
+def check_bounds(agent: Agent, bounds: dict[str, torch.Tensor], what: object) -> None:
+    """Refuse networks that were loaded if they are of an environment whose actions have other bounds.
+
+    Args:
+        bounds: `bounds_of` the agent as it was made.
+        what: the networks are from.
+
+    Raises:
+        UsageError: naming it.
+    """
+    # Older versions computed them in float32: the last bit may differ.
+    if not all(torch.allclose(tensor, bounds[name]) for name, tensor in bounds_of(agent).items()):
+        raise UsageError(f"{what}: its actions have other bounds, must have those of this environment")
 
 
 def load_model(agent: Agent, path: Path) -> None:
     """Load what `save_model` wrote; `weights_only` keeps a forged file from running code.
 
     Raises:
-        UsageError: if the file is damaged or holds other networks than the agent's.
+        UsageError: if the file is damaged, or holds other networks than the agent's, or for actions with other bounds.
     """
+    bounds = bounds_of(agent)
     try:
         # To the CPU first: copying from there waits until it is done. A captured `act` reads the networks on another stream.
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -106,3 +119,4 @@ def load_model(agent: Agent, path: Path) -> None:
         raise UsageError(f"{path}: not a complete model for this environment and network size ({reason})") from error
     if weights := not_finite(agent):
         raise UsageError(f"{path}: must hold finite weights, those of {weights} are not")
+    check_bounds(agent, bounds, path)

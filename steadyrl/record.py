@@ -1,5 +1,6 @@
 """The record of a run, args.json: all that its result depends on. It is written at each start, and read when a run is used."""
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -54,7 +55,9 @@ def versions(env_id: str) -> dict[str, str]:
     if owners := packages_distributions().get(module.partition(".")[0]):
         return found | {name: version(name) for name in owners}
     file = getattr(sys.modules.get(module), "__file__", None)
-    return found | ({Path(file).name: f"SHA-256 {sha256(Path(file))[:16]}"} if file else {})
+    with contextlib.suppress(OSError):  # it may lie in a zip file
+        return found | ({Path(file).name: f"SHA-256 {sha256(Path(file))[:16]}"} if file else {})
+    return found
 
 
 def git(folder: Path, *words: str) -> str | None:

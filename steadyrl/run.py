@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import os
-import random
 import shlex
 import shutil
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 
 from steadyrl.acceleration import accelerate, check_mode, choose_mode
@@ -23,14 +21,23 @@ from steadyrl.arguments import READ_FLAGS, RunArgs
 from steadyrl.checkpoints import Stateful, load_checkpoint, save_checkpoint
 from steadyrl.checks import check, check_goals, initial_model_of
 from steadyrl.device import Defaults, generator_states, restore_generators, set_up_device
-from steadyrl.environments import check_finite, make_envs
+from steadyrl.environments import check_finite, make_envs, seed_generators
 from steadyrl.episodes import TrainingEnvs
 from steadyrl.errors import EnvError, Stopped, TrainingError, UsageError, in_one_line
 from steadyrl.evaluation import EVALUATION_SEED, Evaluation, evaluate, final_evaluation
 from steadyrl.files import WriteOrWarn, replace_file, sha256, shown, write_csv, write_json
 from steadyrl.hindsight_replay import HindsightSampling
 from steadyrl.logs import Log, start_wandb
-from steadyrl.models import Weights, check_weights, load_initial_model, save_model, save_weights, weights_of
+from steadyrl.models import (
+    Weights,
+    bounds_of,
+    check_bounds,
+    check_weights,
+    load_initial_model,
+    save_model,
+    save_weights,
+    weights_of,
+)
 from steadyrl.noise import RandomNumbers
 from steadyrl.output import open_standard_files, say
 from steadyrl.prioritized_replay import PrioritizedSampling
@@ -96,7 +103,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         args = self.args
-        self.folder = args.resume.absolute() if args.resume else make_run_folder(args, self.output)
+        self.folder = Path(os.path.abspath(args.resume)) if args.resume else make_run_folder(args, self.output)
         with contextlib.ExitStack() as stack:
             self.check_folder = stack.enter_context(lock_folder(self.folder, new=args.resume is None))
             # Not before: a process that was still training would have written newer ones.
@@ -158,13 +165,21 @@ class Run:
         """Whether a multiple of `every` was passed with the latest step of the environments; never if `every` is 0."""
         return every > 0 and self.global_step // every > (self.global_step - self.args.num_envs) // every
 
+    @property
+    def evaluates_here(self) -> bool:
+        """Whether an evaluation belongs to this step."""
+        return self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
+
     def make_envs(self) -> TrainingEnvs:
         """The training environments, at their first observations. Afterwards networks are initialised from the run's seed."""
-        random.seed(self.args.seed)  # for environments that draw from the global generators; training itself does not
-        np.random.seed(self.args.seed)
-        envs = make_envs(self.args, str(self.output / "videos" / self.folder.name), self.found.replay, self.signals)
+        # For environments that draw from the global generators; training itself does not. After a resume they go on elsewhere.
+        seed_generators(self.args.seed)
+        place = str(self.output / "videos" / self.folder.name)
+        envs = make_envs(self.args, place, self.found.replay, self.signals, self.global_step)
         with contextlib.ExitStack() as stack:
             stack.callback(envs.close)
+            if self.global_step:
+                seed_generators(self.args.seed + self.global_step)
             envs.reset(seed=self.args.seed)
             stack.pop_all()
         self.take_back()
@@ -225,6 +240,7 @@ class Run:
         agent.check_parts()
         parts: dict[str, Stateful] = {"agent": agent, "environments": envs, "replay_buffer": rb, "random": self.random}
         if self.checkpoint is not None:
+            bounds = bounds_of(agent)
             for name, part in (parts | others).items():
                 try:
                     part.load_state_dict(self.checkpoint[name] if name in parts else self.checkpoint["others"][name])
@@ -233,6 +249,7 @@ class Run:
                 except Exception as error:  # of a network of another shape, or of a part that the checkpoint lacks: many types
                     what = f"--resume {shown(self.folder)}: its checkpoint does not fit this {name}"
                     raise UsageError(f"{what} ({in_one_line(error)[:300]})") from error
+            check_bounds(agent, bounds, f"--resume {shown(self.folder)}")
             rb.cut_off(envs.cut_off)
             if "generators" in self.checkpoint["run"]:  # not in older ones
                 restore_generators(self.device, self.checkpoint["run"]["generators"])
@@ -301,6 +318,7 @@ class Run:
         check_finite(self.global_step, observation=self.envs.observations)
         fast = accelerate(agent, self.settings["accelerate"], self.args.accelerate != "auto", self.fell_back, self.log.paused)
         self.agent = self.parts["agent"] = fast
+        self.evaluation_due &= self.evaluates_here  # a resume may have changed --eval-frequency
         if self.evaluation_due:
             self.log.find_evaluation()
             self.evaluate_and_save(fast, save_due=False)
@@ -342,7 +360,7 @@ class Run:
         """
         self.before_acting = []
         self.log.step(self.global_step, infos)
-        self.evaluation_due = self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
+        self.evaluation_due = self.evaluates_here
         save_due = (
             self.due(self.args.checkpoint_frequency) or bool(self.signals.save or self.signals.stop) or not self.unfinished
         )
@@ -350,6 +368,7 @@ class Run:
         if log_due or self.evaluation_due or save_due:
             self.check_losses()
         if log_due:
+            self.signals.take()  # the first step of an environment may have installed handlers from C
             self.charts |= {"updates": self.updates, "replay_size": self.rb.size() * self.args.num_envs}
             self.log.row(self.global_step, {name: values[-1].item() for name, values in self.losses.items()}, self.charts)
             self.losses.clear()

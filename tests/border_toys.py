@@ -5,8 +5,11 @@ transition is true if the second number of the successor is one more, and the fi
 """
 
 import concurrent.futures
+import ctypes
+import io
 import multiprocessing
 import os
+import pathlib
 import random
 import signal
 import socket
@@ -232,7 +235,7 @@ class HasAChild(Tame):
 
 
 class SharesOddly(Tame):
-    """Its state belongs to the process, and is disturbed by one thing that a second instance does. by: init, reset, close."""
+    """Its state belongs to the process, and is disturbed by what a second instance does. by: init, reset, close, del."""
 
     def __init__(self, by="init", raises=False, **kwargs):
         super().__init__(**kwargs)
@@ -258,6 +261,59 @@ class SharesOddly(Tame):
 
     def close(self):
         self.disturb("close")
+
+    def __del__(self):
+        self.disturb("del")
+
+
+class DrawsItsStart(Tame):
+    """Where an episode starts is drawn from NumPy's global generator."""
+
+    def reset(self, **kwargs):
+        super().reset(**kwargs)
+        self.start = int(np.random.randint(1000))
+        return self.look(), {}
+
+
+class Unequal(Tame):
+    """Each instance has other bounds of its actions. With a file, they are what that says."""
+
+    instances = 0
+
+    def __init__(self, file=None, **kwargs):
+        super().__init__(**kwargs)
+        Unequal.instances += 1
+        bound = 1 / Unequal.instances if file is None else float(pathlib.Path(file).read_text())
+        self.action_space = gym.spaces.Box(-bound, bound, (2,), np.float32)
+
+
+class SpeaksElsewhere(Tame):
+    """Replaces the standard streams. how: a logger without flush, none at all, a file of bytes. where: init, step."""
+
+    def __init__(self, how="logger", where="init", **kwargs):
+        super().__init__(**kwargs)
+        self.how, self.where = how, where
+        self.replace("init")
+
+    def replace(self, where):
+        if where == self.where:
+            streams = {"logger": types.SimpleNamespace(write=lambda text: len(text)), "none": None, "bytes": io.BytesIO()}
+            sys.stdout = sys.stderr = streams[self.how]
+
+    def step(self, action):
+        self.replace("step")
+        return super().step(action)
+
+
+class HandlesInC(Tame):
+    """Its first step installs C's default handler of SIGTERM, as a simulator does that starts late."""
+
+    def step(self, action):
+        if self.total == 0:
+            libc = ctypes.CDLL(None)
+            libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_void_p]
+            libc.signal(signal.SIGTERM, None)
+        return super().step(action)
 
 
 class OldGenerator(Tame):
@@ -345,7 +401,7 @@ class Strange(Tame):
 
 
 class GoesElsewhere(Tame):
-    """Changes the working directory. where: init, reset, step."""
+    """Changes the working directory. where: init, reset, step, close."""
 
     def __init__(self, where="init", **kwargs):
         super().__init__(**kwargs)
@@ -363,6 +419,9 @@ class GoesElsewhere(Tame):
     def step(self, action):
         self.go("step")
         return super().step(action)
+
+    def close(self):
+        self.go("close")
 
 
 class TakesOver(Tame):
@@ -714,4 +773,5 @@ register: Any = gym.register  # its own type wants constructors that take any ar
 for kind in list(globals().values()):
     if isinstance(kind, type) and issubclass(kind, Tame):
         register(f"{kind.__name__}-v0", kind)
+register("Normalizing-v0", lambda **kwargs: gym.wrappers.NormalizeReward(gym.wrappers.NormalizeObservation(Tame(**kwargs))))
 register("InnerLimit-v0", lambda **kwargs: gym.wrappers.TimeLimit(Endless(**kwargs), 20))

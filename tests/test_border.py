@@ -1,6 +1,7 @@
 """Whatever an environment does, the run stays right: each habit of border_toys.py, and what it must lead to."""
 
 import collections
+import importlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from contextlib import closing
 from pathlib import Path
 
@@ -26,7 +28,7 @@ import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
 import td3_continuous_action as td3
-from steadyrl import checks, environments, episodes, errors, evaluation, policies, signals, spaces
+from steadyrl import checks, environments, episodes, errors, evaluation, policies, record, signals, spaces
 from steadyrl.checkpoints import load_checkpoint
 from steadyrl.noise import ExplorationNoise
 
@@ -483,7 +485,7 @@ def test_findings_are_returned():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["init", "reset", "close"])
+@pytest.mark.parametrize("by", ["init", "reset", "close", "del"])
 @pytest.mark.parametrize("raises", [False, True])
 def test_a_world_that_a_second_instance_disturbs(run, by, raises):
     """By being made, started or closed; silently or with an error. The evaluation leaves no trace in training."""
@@ -707,6 +709,120 @@ def test_where_one_episode_is_cut_off_the_others_keep_their_returns():
         fresh.unwrapped.envs[1].unwrapped.look = lambda: np.zeros(3)
         with pytest.raises(errors.EnvError, match="step 12: observation of environment 1"):
             fresh.step(fresh.action_space.sample())
+
+
+def test_a_failing_evaluation_does_not_bind_a_resume_without_it(tmp_path):
+    done = script("FailsInEvaluations", "--eval-frequency", "100", cwd=tmp_path)
+    folder = only_run(tmp_path)
+    for words in (["--eval-frequency", "0"], ["--eval-frequency", "250"]):
+        assert done.returncode == 1 and "error: evaluation: episode 0 is not finite" in done.stderr
+        done = main_in_this_process("--resume", str(folder), *words, cwd=tmp_path)
+        assert load_checkpoint(folder / "checkpoints")["run"]["global_step"] == 300  # the final evaluation fails, too
+
+
+def test_global_generators_differ_between_workers_and_after_a_resume(run):
+    """Each episode starts where no other does: nothing that was drawn once is drawn again."""
+    for vectorization in ("sync", "async"):
+        args = border_args("DrawsItsStart", num_envs=3, vectorization=vectorization, total_timesteps=63, learning_starts=60)
+        first = run(args)
+        starts = first.rb.observations[: first.rb.pos : 7, :, 0]
+        args.resume, args.total_timesteps = first.run_dir, 126
+        rb = run(args).rb
+        starts = np.concatenate([starts, rb.observations[21 : rb.pos : 7, :, 0]])
+        assert len(np.unique(starts)) >= starts.size - 1  # of a thousand, two may be the same
+        args.resume = None
+
+
+def test_instances_with_other_bounds_are_an_error(tmp_path):
+    """An action inside the bounds of one is outside those of another. So is a resumed run's, if they have changed."""
+    border_toys.Unequal.instances = 0
+    done = script("Unequal", "--eval-frequency", "100", "--episode-replay", "rebuild", cwd=tmp_path)
+    assert done.returncode == 2 and "a new instance has other actions" in done.stderr
+    done = script("Unequal", "--eval-frequency", "100", "--episode-replay", "plain", cwd=tmp_path)
+    assert done.returncode == 1 and "an instance made for an evaluation has other spaces" in done.stderr
+    (file := tmp_path / "bound").write_text("1")
+    (again := tmp_path / "again").mkdir()
+    assert script("Unequal", cwd=again, file=str(file)).returncode == 0
+    folder = only_run(again)
+    file.write_text("2")
+    for words in (["--resume", str(folder), "--total-timesteps", "400"], ["--evaluate", str(folder)]):
+        done = main_in_this_process(*words, cwd=again)
+        assert done.returncode == 2 and "its actions have other bounds" in done.stderr
+
+
+def test_a_wrapper_that_keeps_statistics_is_named(capsys):
+    checks.check(border_args("Normalizing"))
+    printed = capsys.readouterr().out
+    for name in ("NormalizeReward", "NormalizeObservation"):
+        assert f"its wrapper {name} keeps statistics" in printed
+
+
+@pytest.mark.parametrize("where", ["init", "step"])
+@pytest.mark.parametrize("how", ["logger", "none", "bytes"])
+def test_standard_streams_that_are_replaced(tmp_path, how, where):
+    done = script("SpeaksElsewhere", cwd=tmp_path, how=how, where=where)
+    assert done.returncode == 0 and "final evaluation: 7.0" in done.stdout and done.stderr == ""
+
+
+def test_a_signal_after_a_handler_that_c_installed_stops_the_run(tmp_path):
+    done = run_killed(tmp_path, "step", 260, "--env-id", "border_toys:HandlesInC-v0", *SHORT.split(), signals="TERM")
+    assert done.returncode == 143 and "stopped at step 260" in done.stdout
+
+
+def test_a_film_of_a_long_episode_has_its_first_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(environments, "FILM_LENGTH", 5)
+    with closing(environments.make_env(border_args("Tame"), video_folder=tmp_path, video_name="long")) as env:
+        env.reset(seed=0)
+        for _ in range(7):
+            env.step(env.action_space.sample())
+    assert "long-episode-0.mp4 has the first 5 steps" in capsys.readouterr().out
+    assert (tmp_path / "long-episode-0.mp4").stat().st_size > 0
+
+
+def test_films_though_warnings_are_errors_or_an_instance_cannot_be_filmed(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with closing(environments.make_env(border_args("Tame"), video_folder=tmp_path, video_name="film")) as env:
+            assert isinstance(env, environments.FilmedEnv)
+    with closing(environments.make_env(border_args("ForgetsItsMode"), video_folder=tmp_path, video_name="film")) as env:
+        assert not isinstance(env, environments.FilmedEnv)
+    assert "there will be no films" in capsys.readouterr().out
+
+
+def test_an_environment_whose_close_goes_elsewhere_is_evaluated_where_it_is(run, tmp_path):
+    args = border_args("GoesElsewhere", env_kwargs={"where": "close"})
+    folder = f"runs/{run(args).run_dir.name}"
+    for words in (f"--evaluate {folder}", f"{SHORT} --env-id {args.env_id} --hidden-sizes 32 32 --init-from {folder}"):
+        kwargs = ["--env-kwargs", json.dumps(args.env_kwargs)] * ("--init-from" in words)
+        done = main_in_this_process(*words.split(), *kwargs, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_run_that_is_resumed_from_its_own_folder_films_where_it_did(run, tmp_path):
+    folder = run(border_args("Tame", save_model=False)).run_dir.absolute()
+    words = "--resume .. --capture-video --total-timesteps 450 --output ../../..".split()
+    done = main_in_this_process(*words, cwd=folder / "checkpoints")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "videos" / folder.name).glob("training-resumed-*.mp4"))
+
+
+def test_a_module_in_a_zip_file(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "envs.zip", "w") as file:
+        file.writestr(
+            "zipped_envs.py",
+            "import border_toys, gymnasium\ngymnasium.register('Zipped-v0', border_toys.Tame)\n"
+            "class Own(border_toys.Tame): ...\ngymnasium.register('ZippedOwn-v0', Own)\n",
+        )
+    monkeypatch.syspath_prepend(str(tmp_path / "envs.zip"))
+    importlib.import_module("zipped_envs")
+    assert "zipped_envs.py" not in record.versions("ZippedOwn-v0") and "torch" in record.versions("ZippedOwn-v0")
+
+
+def test_an_exchange_with_workers_that_fails_says_why():
+    args = border_args("Tame", vectorization="async")
+    said = pytest.raises(errors.EnvError, match="No space left")
+    with closing(environments.make_envs(args, "unused")) as envs, said, envs.unwrapped.exchange():
+        raise OSError(28, "No space left on device")
 
 
 def test_a_mode_of_rendering_that_is_forgotten_is_refused(tmp_path):

@@ -282,6 +282,7 @@ toys.register("NoMethod-v0", NoMethod)
             '--env-id OddGoals-v0 --env-kwargs {"how":"needs-info"}',
             "its compute_reward fails for single goals (KeyError: 'distance'",
         ),
+        ("--env-id toys:ReachCounts-v0", "its compute_reward changes the episode that runs, must only compute"),
         ("--env-id toys:Reach-v0 --n-steps 3", "--n-steps 3: must be 1 with --replay hindsight"),
         ("--env-id NoMethod-v0", "it has no method compute_reward"),
     ],

@@ -384,6 +384,24 @@ class ReachSets(Reach):
         return super().compute_reward(achieved, desired, info)
 
 
+class ReachCounts(Reach):
+    """Counts the goals that are reached, also those that it is only asked for, and ends after three."""
+
+    reached = 0
+
+    def compute_reward(self, achieved, desired, info):
+        self.reached += int(np.sum(self.is_reached(achieved, desired)))
+        return super().compute_reward(achieved, desired, info)
+
+    def reset(self, **kwargs):
+        self.reached = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        obs, reward, _, truncated, info = super().step(action)
+        return obs, reward, self.reached >= 3, truncated, info
+
+
 class Units(Toy):
     """Two numbers with units four and three powers of ten from 1: the best action is the product of their signs.
 
@@ -444,6 +462,7 @@ register("ReachSlow-v0", Reach, kwargs={"batches": False, "terminates": True})
 register("ReachMatrix-v0", Reach, kwargs={"shape": (2, 1)})
 register("ReachTardy-v0", ReachTardy)
 register("ReachSets-v0", ReachSets)
+register("ReachCounts-v0", ReachCounts)
 register("ReachBonus-v0", Reach, kwargs={"bonus": 0.5})
 register("Units-v0", Units)
 register("Signals-v0", Signals)
