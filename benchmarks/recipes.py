@@ -266,8 +266,7 @@ def collect(task: str, folder: Path) -> None:
     record = json.loads((folder / "args.json").read_text())
     seed = record["args"]["seed"]
     result = json.loads((folder / "evaluation.json").read_text())
-    checkpoint = load_checkpoint(folder / "checkpoints")
-    assert checkpoint is not None
+    checkpoint = load_checkpoint(folder / "checkpoints")  # none, if somebody deleted them
     evaluations = read_csv(folder / "evaluations.csv")
     curve = CURVES / f"{task}-{seed}"
     curve.mkdir(parents=True, exist_ok=True)
@@ -280,7 +279,7 @@ def collect(task: str, folder: Path) -> None:
         "task": task,
         "seed": seed,
         "steps": evaluations[-1]["global_step"],
-        "wall_seconds": round(checkpoint["run"]["elapsed"]),  # this clock goes on over interruptions
+        "wall_seconds": round(checkpoint["run"]["elapsed"]) if checkpoint else "",  # goes on over interruptions
         "mean": round(result["mean"], 2),
         "std": round(result["std"], 2),
         "returns": " ".join(f"{value:.1f}" for value in result["returns"]),
@@ -294,7 +293,7 @@ def collect(task: str, folder: Path) -> None:
         "versions": " ".join(f"{name}={version}" for name, version in result["versions"].items()),
         "command": command(RECIPES[task]),
         "success": result.get("success", ""),
-        "commit": record["code"]["commit"][:7],
+        "commit": (record["code"]["commit"] or "")[:7],  # none without git
         "processor": record["processor"],
     }
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -316,7 +315,7 @@ def run_all(options: Options) -> int:
         runs = replace(common, script=ROOT / recipe.script, env_ids=(recipe.env_id,), settings=(f"={recipe.flags}",))
         jobs |= dict.fromkeys(sweep.plan(replace(runs, seeds=seeds)), task) if seeds else {}
     if not jobs:
-        print(f"every seed has its row in {RESULTS.name}: to run one again, delete its row")
+        print(f"every seed has its row in {RESULTS.name}: to run one again, delete its row and its run folder")
     status = sweep.sweep(list(jobs), common) if jobs else 0
     for job, task in jobs.items():
         if job.status({})[0] == "finished" and (folder := job.folder()):
@@ -337,9 +336,10 @@ def table() -> str:
         goal = goal if recipe.success is None else f"success {recipe.success}"
         for row in results:
             success = f", success {float(row['success']):.2f}" if row["success"] else ""
+            minutes = f"{float(row['wall_seconds']) / 60:.1f}" if row["wall_seconds"] else ""
             rows.append(
                 f"| {recipe.env_id} | {recipe.algorithm} | {goal} | {row['seed']} | {int(row['steps']):,} "
-                f"| {float(row['wall_seconds']) / 60:.1f} | {float(row['mean']):.1f} +- {float(row['std']):.1f}{success} "
+                f"| {minutes} | {float(row['mean']):.1f} +- {float(row['std']):.1f}{success} "
                 f"| {float(row['last_five']):.1f} | {float(row['q_bias']):+.1f} "
                 f"| {row['commit']} | {row['processor']} |"
             )

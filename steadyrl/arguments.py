@@ -261,7 +261,7 @@ class Experiment(OtherFlags):
 
 
 RunArgs = Experiment  # what this package knows of a script's Args
-# The flags of every run that do not change what is learned.
+# The flags of every run that do not change what is learned, apart from the seed.
 UNLEARNED = {flag.name for group in (Experiment, Evaluating, Checkpoints) for flag in fields(group)} - {"init_from"}
 A = TypeVar("A", bound=RunArgs)
 T = TypeVar("T")

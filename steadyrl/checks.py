@@ -26,7 +26,7 @@ from steadyrl.replay_buffer import available_memory, buffer_bytes
 from steadyrl.spaces import Spaces, changes
 
 RENDERING_HINT = "; on Debian and Ubuntu try: apt-get install libegl1 libgl1"
-KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # it differs too seldom to be found out by a few short episodes
+KNOWN_REPLAYS = {"BipedalWalkerHardcore-v3": "rebuild"}  # a few short episodes do not show the difference
 REPLAYS = {
     "rebuild": "carries state from one episode to the next, or fails if it is reset in the middle of one. So each episode gets "
     "a new instance, and --resume can replay it. Noise that its constructor seeds is then the same in each episode: "
@@ -138,7 +138,8 @@ def check_goals(args: RunArgs) -> Goals:
     """
     what = f"--replay hindsight: --env-id {args.env_id} does not fit it"
     try:
-        with coming_back(), Defaults(), contextlib.closing(make_replayable_env(args)) as env:
+        # Built anew for each episode: some fail if they are reset in the middle of one, some change from one to the next.
+        with coming_back(), Defaults(), contextlib.closing(make_replayable_env(args, rebuild=True)) as env:
             goals = find_goals(env)
     except (UsageError, EnvError) as error:
         raise UsageError(f"{what}: {error}") from error

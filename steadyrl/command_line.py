@@ -24,7 +24,7 @@ from steadyrl.device import Defaults, device_of, set_up_device
 from steadyrl.environments import coming_back, make_env
 from steadyrl.errors import EnvError, Stopped, TrainingError, UploadError, UsageError
 from steadyrl.evaluation import Evaluation, final_evaluation
-from steadyrl.hub import check_upload, upload
+from steadyrl.hub import check_finished, check_upload, upload
 from steadyrl.models import choose_model, load_initial_model
 from steadyrl.output import guard, report, say
 from steadyrl.policies import export_onnx
@@ -55,11 +55,12 @@ def parse_saved_args(args_class: type[A], argv: list[str], flag: str, run_dir: P
 
 
 def agent_for(args: RunArgs, agent_class: type[Agent], device: torch.device) -> tuple[Agent, gym.Env]:
-    """A new agent for the environment of these arguments, and that environment, closed."""
-    with coming_back():
+    """A new agent for the environment of these arguments, and that environment, closed. A UsageError if it has other spaces."""
+    with coming_back(), Defaults():  # both its constructor and its close may change them
         with Defaults():
             env = make_env(args)
         with contextlib.closing(env):
+            args.check_spaces(env.observation_space, env.action_space)
             return agent_class(env.observation_space, env.action_space, args, device), env
 
 
@@ -189,7 +190,6 @@ class Script:
         warnings.showwarning = show_once(warnings.showwarning)
         warnings.filterwarnings("ignore", ".*is out of date")  # as Hopper-v4 is, the default: CleanRL's results are of it
         warnings.filterwarnings("ignore", ".*31mERROR: ")  # in red, by Gymnasium, of a worker: a line of ours says it
-        warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # not so: each run has a folder, each video a name
         try:
             args = parse_args(self.args_class, sys.argv[1:], self.args_class())
             if args.evaluate and args.resume:
@@ -205,6 +205,8 @@ class Script:
                 check_upload(args)
             if args.evaluate:
                 run_dir = args.evaluate
+                if args.upload_model:
+                    check_finished(run_dir, args)
                 evaluate_run(args, self.agent_class)
             else:
                 check_initial_model(args, self.agent_class)

@@ -63,7 +63,7 @@ RANGES = {
 # eval/episodic_return is no curve: its steps are numbers of episodes.
 TAGS = {"eval/mean_reward": False, "charts/episodic_return": True, "rollout/ep_rew_mean": True}
 # Runs that differ in nothing but these flags are one group. (--total-timesteps may change what is learned, since exploration
-# can fall over a share of it. Runs of other lengths are one group all the same.)
+# can fall over a share of it. Runs of other lengths are still one group.)
 NO_SETTINGS = UNLEARNED | {"env_id", "total_timesteps", "vectorization"}
 COVERAGE = "with 3, 5 and 10 seeds of one task they hold the true value in 75, 89 and 93% of cases"
 READING = f"""\
@@ -226,6 +226,8 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
         if (folder / "evaluations.csv").exists():
             with open(folder / "evaluations.csv", newline="") as file:
                 points = np.array([(float(row["global_step"]), float(row[column])) for row in csv.DictReader(file)])
+            if not len(points):
+                raise ValueError("its evaluations.csv has no row")
         if not len(points) and not finished and settings.get("eval_frequency") != "0":
             raise TooYoung
         if not len(points) and metric != "return":

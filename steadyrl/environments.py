@@ -87,9 +87,15 @@ def has_display() -> bool:
 class FilmedEnv(gym.wrappers.RecordVideo):
     """Films episodes, long ones in part. A film that cannot be written (frames of another size, a full disk) is a warning."""
 
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict]:
+        if self.recording and len(self.recorded_frames) == 1:  # a resume resets twice
+            self.recorded_frames, self.recording = [], False
+            self.episode_id -= 1
+        return super().reset(**kwargs)
+
     def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, dict]:
         step = super().step(action)
-        if len(self.recorded_frames) > FILM_LENGTH:
+        if len(self.recorded_frames) > FILM_LENGTH and not (step[2] or step[3]):
             say(f"{self._video_name}.mp4 has the first {FILM_LENGTH:,} steps of its episode: more would fill the memory")
             self.stop_recording()
         return step
@@ -403,8 +409,8 @@ def seed_generators(seed: int) -> None:
 
 
 def make_seeded(env_fn: Callable[[], gym.Env], seed: int, global_step: int) -> gym.Env:
-    """Make an environment of a worker, which may draw from global generators: not what its neighbours draw, and after a resume
-    not the same again."""
+    """Make an environment of a worker, which may draw from global generators. Each worker draws other numbers, and a resumed
+    run does not repeat them."""
     seed_generators(seed)
     env = env_fn()
     if global_step:

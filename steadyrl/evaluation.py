@@ -82,7 +82,11 @@ def evaluate(
     build = partial(make_env, args, render_mode=render_mode, video_folder=video_folder, video_name=video_name)
     spaces = agent.observation_space, agent.action_space
     # The environment may change the working directory, to which relative paths refer.
-    with coming_back(), closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env:
+    with (
+        coming_back(),
+        defaults,
+        closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env,
+    ):
         found = env.observation_space, env.action_space
         if found[0].shape != spaces[0].shape or found[1] != spaces[1]:  # the bounds of observations do not matter
             raise EnvError(f"an instance made for an evaluation has other spaces, {found}, than training's, {spaces}")

@@ -33,7 +33,7 @@ from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
 from steadyrl.models import saved_models
 from steadyrl.output import guard, report, say
 from steadyrl.record import load_args, load_record, pins
-from steadyrl.run_folder import MODEL, RESULTS, ours, results_of
+from steadyrl.run_folder import MODEL, RESULTS, final_result, ours, results_of
 
 # Of a run's folder: regular files of these names. Its checkpoints stay at home, and so does what a user keeps there.
 UPLOADED = re.compile(
@@ -67,6 +67,14 @@ def check_upload(args: RunArgs, what: str = "--upload-model") -> None:
         raise UsageError(f"{what}: {error}") from None
     if get_token() is None:
         raise UsageError(f"{what}: needs a token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def check_finished(run_dir: Path, args: RunArgs) -> None:
+    """Raise a UsageError if a run has no model of its own, or if its final evaluation is not that of its models."""
+    if not [model for model in saved_models(run_dir) if not model.is_symlink()] or not results_of(run_dir):
+        raise UsageError(f"{run_dir}: must hold a model and a final evaluation; a link does not count")
+    if final_result(run_dir, vars(args)) is None:
+        raise UsageError(f"{run_dir}: has trained on since its final evaluation, must be finished with --resume first")
 
 
 def command_of(args: RunArgs) -> str:
@@ -173,7 +181,7 @@ def build_folder(args: RunArgs, agent_name: str, run_dir: Path, repo_id: str, fo
     record = load_record(run_dir)
     public = {name: value for name, value in record["args"].items() if name not in PRIVATE}
     (folder / "args.json").write_text(json.dumps(record | {"args": public}, indent=2) + "\n")
-    model = saved_models(run_dir)[0]
+    model = saved_models(folder)[0]
     networks = torch.load(model, map_location="cpu", weights_only=True)
     tensors = {f"{name}.{key}": value for name, network in networks.items() for key, value in network.items()}
     (folder / model.with_suffix(".safetensors").name).write_bytes(save(tensors, {"format": "pt"}))
@@ -245,10 +253,12 @@ def main() -> int:
         name = load_record(options.run).get("script")
         if options.script is None and name not in SCRIPTS:  # a forged args.json must not run other code
             raise UsageError(f"{options.run}: is a run of {name}.py, name that file with --script")
-        script = import_script(find_script(options.script) if options.script else FOLDER / f"{name}.py").main
+        try:
+            script = import_script(find_script(options.script) if options.script else FOLDER / f"{name}.py").main
+        except (Exception, SystemExit) as error:  # whatever is in the file
+            raise UsageError(f"--script {options.script or name}: must be a training script ({in_one_line(error)})") from error
         args = dataclasses.replace(load_args(options.run, script.args_class), hf_entity=options.hf_entity)
-        if not saved_models(options.run) or not results_of(options.run):
-            raise UsageError(f"{options.run}: must hold a model and a final evaluation")
+        check_finished(options.run, args)
         if options.to is None:
             check_upload(args, f"--hf-entity {args.hf_entity}" if args.hf_entity else str(options.run))
             upload(args, script.agent_class.__name__, options.run)
@@ -263,7 +273,7 @@ def main() -> int:
             shutil.rmtree(options.to)
             raise UsageError(f"{options.run}: could not be copied to {options.to} ({in_one_line(error)})") from error
         say(f"{options.run} is copied to {options.to}")
-    except (UsageError, UploadError, ImportError, SyntaxError, AttributeError, FileNotFoundError) as error:
+    except (UsageError, UploadError) as error:
         report(error)
         return 1 if isinstance(error, UploadError) else 2
     return 0

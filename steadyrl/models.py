@@ -90,7 +90,7 @@ def check_bounds(agent: Agent, bounds: dict[str, torch.Tensor], what: object) ->
 
     Args:
         bounds: `bounds_of` the agent as it was made.
-        what: the networks are from.
+        what: where the networks come from.
 
     Raises:
         UsageError: naming it.

@@ -94,7 +94,7 @@ class Run:
         self.losses: dict[str, list[torch.Tensor]] = defaultdict(list)  # since the last row in TensorBoard, on the device
         self.evaluations: list[dict[str, float]] = []
         self.evaluation_due = self.target_reached = False
-        self.best_model: dict[str, Any] | None = None  # its step, its weights, and the SHA-256 of best_model.pt
+        self.best_model: dict[str, Any] | None = None  # its weights, and the SHA-256 of best_model.pt
         self.failed_checkpoints: set[int] = set()  # their steps, in a row
         self.write_or_warn = WriteOrWarn()
         self.parts: dict[str, Stateful] = {}
@@ -103,7 +103,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         args = self.args
-        self.folder = Path(os.path.abspath(args.resume)) if args.resume else make_run_folder(args, self.output)
+        self.folder = args.resume.absolute() if args.resume else make_run_folder(args, self.output)
+        self.videos = self.output / "videos" / self.folder.resolve().name  # it may be named by a link, or by ..
         with contextlib.ExitStack() as stack:
             self.check_folder = stack.enter_context(lock_folder(self.folder, new=args.resume is None))
             # Not before: a process that was still training would have written newer ones.
@@ -127,7 +128,7 @@ class Run:
                 if args.resume is None:  # nothing is in it
                     shutil.rmtree(self.folder)
                 raise TrainingError(f"{self.folder}: without its args.json, this run could not be resumed")
-            videos = f", videos are in {shown(self.output / 'videos' / self.folder.name)}" if args.capture_video else ""
+            videos = f", videos are in {shown(self.videos)}" if args.capture_video else ""
             say(f"training on {args.env_id} ({self.device}), the run's folder is {shown(self.folder)}{videos}")
             if args.learning_starts >= args.total_timesteps:
                 say(
@@ -172,10 +173,9 @@ class Run:
 
     def make_envs(self) -> TrainingEnvs:
         """The training environments, at their first observations. Afterwards networks are initialised from the run's seed."""
-        # For environments that draw from the global generators; training itself does not. After a resume they go on elsewhere.
+        # For environments that draw from the global generators; training itself does not. A resume draws other numbers.
         seed_generators(self.args.seed)
-        place = str(self.output / "videos" / self.folder.name)
-        envs = make_envs(self.args, place, self.found.replay, self.signals, self.global_step)
+        envs = make_envs(self.args, str(self.videos), self.found.replay, self.signals, self.global_step)
         with contextlib.ExitStack() as stack:
             stack.callback(envs.close)
             if self.global_step:
@@ -249,6 +249,7 @@ class Run:
                 except Exception as error:  # of a network of another shape, or of a part that the checkpoint lacks: many types
                     what = f"--resume {shown(self.folder)}: its checkpoint does not fit this {name}"
                     raise UsageError(f"{what} ({in_one_line(error)[:300]})") from error
+            self.take_back()  # the environments have played
             check_bounds(agent, bounds, f"--resume {shown(self.folder)}")
             rb.cut_off(envs.cut_off)
             if "generators" in self.checkpoint["run"]:  # not in older ones
@@ -265,6 +266,7 @@ class Run:
         if changed := changes(self.checkpoint["run"]["settings"], self.settings):
             say(f"results may differ: {changed}")
         self.write_settings()
+        self.write_evaluations()
         if "best_model" in self.checkpoint["run"]:
             self.put_best_model_back()
         self.checkpoint = None  # lets go of the file
@@ -404,10 +406,11 @@ class Run:
                 finally:
                     self.take_back()
                 self.record_evaluation(agent, evaluation)
-        if save_due or self.signals.stop or not self.unfinished:
+        stop = self.signals.stop  # read once: a signal may come between two lines
+        if save_due or stop or not self.unfinished:
             saved = self.save()
             self.signals.save = 0
-        if self.signals.stop:
+        if stop:
             self.stop(f"stopped at step {self.global_step}" + (", which could not be saved" if not saved else ""))
 
     def record_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
@@ -417,11 +420,19 @@ class Run:
         self.log.evaluation(row, len(evaluation.returns))
         if self.args.save_model and row["mean"] == max(row["mean"] for row in self.evaluations):
             self.write_best_model(weights_of(agent))
-        self.write_or_warn(self.folder / "evaluations.csv", write_csv, self.folder / "evaluations.csv", self.evaluations)
+        self.write_evaluations()
         self.evaluation_due = False
         if self.args.target_return is not None and row["mean"] >= self.args.target_return:
             say(f"step {self.global_step}: --target-return {self.args.target_return} is reached, training ends")
             self.target_reached = True
+
+    def write_evaluations(self) -> None:
+        """Write evaluations.csv. After a kill it may have rows of a future that a resume gives up."""
+        place = self.folder / "evaluations.csv"
+        if self.evaluations:
+            self.write_or_warn(place, write_csv, place, self.evaluations)
+        elif place.exists():
+            self.write_or_warn(place, place.unlink)
 
     def check_losses(self) -> None:
         """Stop if any loss since the last row in TensorBoard is not finite, even if later ones are finite again."""
@@ -476,7 +487,8 @@ class Run:
         """Evaluate the best model of a finished training, unless that was done before."""
         if not self.has_final_evaluation:
             self.check_models(agent)
-            self.parts = {}  # the last checkpoint is written: no other may follow, since the agent becomes the best model
+            # The last checkpoint is written. No other may follow, since the agent becomes the best model.
+            self.envs.before_close = self.signals.leave
             self.envs.close()  # of some environments there can be only one
             self.take_back()
             self.signals.stay()

@@ -77,8 +77,8 @@ class Runs(OtherFlags):
     start_seed: int = 1  # the first of these seeds
     status: bool = False  # show the state of each run, and start nothing
     engine: Literal["auto", "local", "slurm"] = "auto"  # this machine, or SLURM (auto: SLURM if there is a command sbatch)
-    workers: int | None = None  # runs in parallel (None: one for each core; on SLURM, as many as it allows)
-    cpus: int = 1  # threads of a run (unless OMP_NUM_THREADS is set), and cores of its SLURM job
+    workers: int | None = None  # runs in parallel (None: one for each core; on SLURM all; tune: one for each core and seed)
+    cpus: int = 1  # cores of a run's SLURM job, and its threads, but at most 2 (a setting with --num-threads may have more)
 
 
 @dataclass
@@ -186,7 +186,11 @@ class Job:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
             # So is the log with its lock: a script that outlives its sweep still holds it. In a session of its own Ctrl-C
             # does not reach the script, only the one SIGTERM that the sweep sends.
-            self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True)
+            # A script of the user's own finds this package in a clone too.
+            path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(FOLDER)])
+            self.process = Popen(
+                command, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True, env=os.environ | {"PYTHONPATH": path}
+            )
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return "started"
 
@@ -275,6 +279,8 @@ def plan(options: Runs) -> list[Job]:
     slurm = uses_slurm(options)
     if not options.settings:
         raise UsageError("--settings: must name at least one, as in strong='--tau 0.01', or be left out")
+    if unnamed := [setting for setting in options.settings if setting and "=" not in setting]:
+        raise UsageError(f"--settings {unnamed[0]}: must be NAME=FLAGS, as in strong='--tau 0.01'")
     if len({setting.partition("=")[0] for setting in options.settings}) < len(options.settings):
         raise UsageError("--settings: each must have a different name")
     try:
@@ -392,7 +398,7 @@ def run_here(jobs: list[Job], todo: list[Job], workers: int, enough: Callable[[]
             for job in [job for job in running if job.started.poll() is not None]:
                 running.remove(job)
                 end = job.end()
-                failures += end == "failed"
+                failures += end == "failed" or (end == "interrupted" and not stopping)  # by somebody else
                 lines = job.last_lines(6).splitlines()
                 if end != "failed":  # after the result come commands
                     lines = [line for line in lines if not line.startswith("to ")][-1:]

@@ -1,6 +1,6 @@
 """Tune the flags of a script with Optuna: trials of several seeds, in parallel on this machine or as SLURM jobs.
 
-    pip install "steadyrl[tune]"      # or, in a clone: pip install optuna==5.0.0
+    pip install optuna==5.0.0
     python -m steadyrl.tune --env-ids Hopper-v4 --settings short="--total-timesteps 200000" --trials 50
     python -m steadyrl.tune (the same) --engine slurm --workers 10 --time 240              # ten trials in parallel
 
@@ -120,9 +120,10 @@ class Tuner:
         general = {name: self.args.get(name.partition("_")[2]) for name in table}
         own = {name: general[name] if self.args[name] is None else self.args[name] for name in table}
         own = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in own.items()}
-        own = {name: value for name, value in own.items() if value is not None}
-        outside = [
-            f"--{name.replace('_', '-')} {value}" for name, value in own.items() if not contains(self.space[name], value)
+        outside = [  # so is a flag without a value: None is in no space
+            f"--{name.replace('_', '-')} {value}"
+            for name, value in own.items()
+            if value is None or not contains(self.space[name], value)
         ]
         if not outside:
             self.study.enqueue_trial(own, skip_if_exists=True)

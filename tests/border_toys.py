@@ -288,7 +288,7 @@ class Unequal(Tame):
 
 
 class SpeaksElsewhere(Tame):
-    """Replaces the standard streams. how: a logger without flush, none at all, a file of bytes. where: init, step."""
+    """Replaces the standard streams. how: a logger without flush, none at all, a file of bytes. where: init, step, close."""
 
     def __init__(self, how="logger", where="init", **kwargs):
         super().__init__(**kwargs)
@@ -303,6 +303,9 @@ class SpeaksElsewhere(Tame):
     def step(self, action):
         self.replace("step")
         return super().step(action)
+
+    def close(self):
+        self.replace("close")
 
 
 class HandlesInC(Tame):
@@ -661,6 +664,10 @@ class Sets(Tame):
         super().__init__(**kwargs)
         self.what, self.where = what, where
         if where == "constructor":
+            self.change()
+
+    def close(self):
+        if self.where == "close":
             self.change()
 
     def change(self):

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from helpers import AGENTS, ROOT, quick_args, scalars
+from helpers import AGENTS, ROOT, Crash, crash, quick_args, scalars
 from processes import run_script
 from test_arguments import main_in_this_process, refused
 from test_resume import only_run, run_killed
@@ -28,7 +28,7 @@ import ddpg_continuous_action as ddpg
 import dqn
 import sac_continuous_action as sac
 import td3_continuous_action as td3
-from steadyrl import checks, environments, episodes, errors, evaluation, policies, record, signals, spaces
+from steadyrl import checks, environments, episodes, errors, evaluation, policies, record, run_folder, signals, spaces
 from steadyrl.checkpoints import load_checkpoint
 from steadyrl.noise import ExplorationNoise
 
@@ -757,7 +757,7 @@ def test_a_wrapper_that_keeps_statistics_is_named(capsys):
         assert f"its wrapper {name} keeps statistics" in printed
 
 
-@pytest.mark.parametrize("where", ["init", "step"])
+@pytest.mark.parametrize("where", ["init", "step", "close"])
 @pytest.mark.parametrize("how", ["logger", "none", "bytes"])
 def test_standard_streams_that_are_replaced(tmp_path, how, where):
     done = script("SpeaksElsewhere", cwd=tmp_path, how=how, where=where)
@@ -769,6 +769,49 @@ def test_a_signal_after_a_handler_that_c_installed_stops_the_run(tmp_path):
     assert done.returncode == 143 and "stopped at step 260" in done.stdout
 
 
+def test_a_setting_that_a_replayed_step_changes_does_not_reach_the_first_action(run, monkeypatch):
+    args = border_args("Sets", env_kwargs={"what": "autocast"}, learning_starts=100)
+    args.resume, args.total_timesteps = run(args).run_dir, 303
+    act, found = ddpg.DDPG.act, []
+
+    def noted(agent, obs):
+        found.append(torch.is_autocast_enabled("cpu"))
+        return act(agent, obs)
+
+    monkeypatch.setattr(ddpg.DDPG, "act", noted)
+    run(args)
+    assert found and not any(found)
+
+
+def test_a_resume_through_a_link_is_of_the_run_that_the_system_means(run, tmp_path):
+    folder = run(border_args("Tame")).run_dir.absolute()
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    (folder.parent / "inside").mkdir()
+    (elsewhere / "link").symlink_to(folder.parent / "inside")
+    done = main_in_this_process("--resume", f"link/../{folder.name}", "--total-timesteps", "400", cwd=elsewhere)
+    assert done.returncode == 0 and "resumed at step 300" in done.stdout, done.stderr
+
+
+def test_a_resume_gives_up_evaluations_of_the_future(run, at_step):
+    """Without evaluations, nothing else would write the file again."""
+    args = border_args("Tame", eval_frequency=100, eval_episodes=1, checkpoint_frequency=150, learning_starts=50)
+    at_step(220, crash)
+    with pytest.raises(Crash):
+        run(args)
+    args.resume, args.eval_frequency = only_run(Path()), 0
+    folder = run(args).run_dir
+    assert [step for step, _ in run_folder.read_evaluations(folder)] == [100]
+    assert json.loads((folder / "evaluation.json").read_text())["model_step"] == 100
+
+
+def test_a_film_of_an_episode_that_was_reset_at_once_begins_anew(tmp_path):
+    with closing(environments.make_env(border_args("Tame"), video_folder=tmp_path, video_name="film")) as env:
+        env.reset(seed=0), env.reset(seed=1)  # as a resume does
+        for _ in range(3):
+            env.step(env.action_space.sample())
+        assert env.episode_id == 0 and len(env.recorded_frames) == 4
+
+
 def test_a_film_of_a_long_episode_has_its_first_steps(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(environments, "FILM_LENGTH", 5)
     with closing(environments.make_env(border_args("Tame"), video_folder=tmp_path, video_name="long")) as env:
@@ -776,6 +819,12 @@ def test_a_film_of_a_long_episode_has_its_first_steps(tmp_path, monkeypatch, cap
         for _ in range(7):
             env.step(env.action_space.sample())
     assert "long-episode-0.mp4 has the first 5 steps" in capsys.readouterr().out
+    monkeypatch.setattr(environments, "FILM_LENGTH", 7)
+    with closing(environments.make_env(border_args("Tame"), video_folder=tmp_path, video_name="whole")) as env:
+        env.reset(seed=0)
+        for _ in range(7):
+            env.step(env.action_space.sample())
+    assert capsys.readouterr().out == ""
     assert (tmp_path / "long-episode-0.mp4").stat().st_size > 0
 
 
@@ -874,9 +923,10 @@ def test_settings_that_an_environment_changes(run, what, where):
     assert first.keys() == second.keys() and all(value.equal(second[key]) for key, value in first.items())
 
 
-def test_the_default_dtype_that_a_constructor_changes(run, tmp_path):
-    """What is made after the environment, outside training, has float32 networks too."""
-    args = border_args("Sets", env_kwargs={"what": "dtype", "where": "constructor"}, eval_frequency=100, eval_episodes=2)
+@pytest.mark.parametrize("where", ["constructor", "close"])
+def test_the_default_dtype_that_an_environment_changes_outside_training(run, tmp_path, where):
+    """What is made after the environment has float32 networks too."""
+    args = border_args("Sets", env_kwargs={"what": "dtype", "where": where}, eval_frequency=100, eval_episodes=2)
     folder = run(args).run_dir.absolute()
     torch.set_default_dtype(torch.float32)
     agent, env = policies.load_agent(folder)

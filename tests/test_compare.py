@@ -540,6 +540,14 @@ def test_a_run_that_was_not_evaluated_yet_is_left_out(tmp_path, capsys, undrawn)
     assert "no run has an evaluation yet" in capsys.readouterr().err
 
 
+def test_evaluations_without_a_row_are_damaged(tmp_path, capsys, undrawn):
+    for total in (600, 900):  # finished, and not
+        folder = write_run(tmp_path / str(total), range(6), total_timesteps=total)
+        (folder / "evaluations.csv").write_text("")
+        assert compare.main([str(folder), "-o", str(tmp_path / "out")]) == 2
+        assert "its evaluations.csv has no row" in capsys.readouterr().err
+
+
 def test_training_returns_and_greedy_ones_get_no_probability(tmp_path, undrawn):
     write_run(tmp_path / "Hopper-v4__ours__1__0", range(6))
     for name in ("a", "b"):

@@ -301,6 +301,14 @@ def test_goals_that_are_no_vectors_are_refused():
         find_goals(env)
 
 
+def test_goals_of_an_environment_that_must_be_built_anew(tmp_path):
+    words = (
+        "--env-id toys:ReachStrict-v0 --replay hindsight --total-timesteps 100 --learning-starts 50 --batch-size 16 --no-cuda"
+    )
+    done = main_in_this_process(*words.split(), "--eval-frequency", "0", "--final-episodes", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_evaluating_needs_no_goals_to_be_computed():
     """A run that was trained in hindsight can be evaluated where its rewards cannot be computed."""
     args = quick_args(env_id="toys:Reach-v0", replay="hindsight")

@@ -124,6 +124,33 @@ def test_the_latest_evaluation_is_the_replay(run, tmp_path):
                 path.unlink()
 
 
+def test_a_run_that_trained_on_or_holds_links_is_refused(run, tmp_path, monkeypatch, capsys):
+    """Its result is not that of the model that would be uploaded."""
+    folder = run(quick_args(env_id="toys:Pendulum-like-v0")).run_dir.absolute()
+    record_of_run = json.loads((folder / "args.json").read_text())
+    record_of_run["args"]["total_timesteps"] = 400
+    (folder / "args.json").write_text(json.dumps(record_of_run))
+    monkeypatch.setattr(sys, "argv", ["hub", str(folder), "--to", str(tmp_path / "to")])
+    assert hub.main() == 2 and "has trained on since its final evaluation" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    done = main_in_this_process("--evaluate", str(folder), "--upload-model", cwd=tmp_path)
+    refused(done, "has trained on since its final evaluation")
+    record_of_run["args"]["total_timesteps"] = 300
+    (folder / "args.json").write_text(json.dumps(record_of_run))
+    (folder / "model.pt").rename(tmp_path / "store.pt")
+    (folder / "model.pt").symlink_to(tmp_path / "store.pt")
+    assert hub.main() == 2 and "a link does not count" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(0)", "no_such_name"])
+def test_a_script_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch, capsys, code):
+    folder = run(quick_args()).run_dir
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.setattr(sys, "argv", ["hub", str(folder), "--to", "to", "--script", "broken.py"])
+    assert hub.main() == 2 and "--script broken.py: must be a training script" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_run_is_uploaded_comes_back_and_works_by_itself(tmp_path):
     with endpoint() as server:

@@ -104,6 +104,14 @@ def test_another_algorithms_model_does_not_fit(run, tmp_path):
     assert done.returncode == 2 and f"{words}actor, critics, target_actor, target_critics" in done.stderr
 
 
+@pytest.mark.parametrize(("script", "env_id"), [(sac, "CartPole-v1"), (dqn, "Pendulum-v1")])
+def test_actions_of_another_kind_are_one_line(run, tmp_path, script, env_id):
+    source = run(quick_args(), idle()).run_dir
+    words = f"--env-id {env_id} --no-cuda --init-from {source}"
+    done = main_in_this_process(*words.split(), cwd=tmp_path, script=script.__name__)
+    assert done.returncode == 2 and f"--env-id {env_id}: its actions are" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [60, 277])  # before the first checkpoint, and after two
 def test_a_killed_run_that_began_so_ends_like_one_left_alone(tmp_path, step):

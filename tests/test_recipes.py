@@ -1,8 +1,10 @@
 """The recipes of docs/results.md: their commands run, and their tables say what the results file says."""
 
 import importlib
+import json
 import re
 import shlex
+import shutil
 import sys
 from importlib.metadata import version
 
@@ -112,6 +114,20 @@ def test_the_training_return_is_of_the_last_100_episodes(run):
     returns = [value for _, value in scalars(folder)["charts/episodic_return"]]
     assert len(returns) == 150
     assert recipes.training_return(recipes.read_events(folder)) == pytest.approx(sum(returns[50:]) / 100)
+
+
+def test_a_run_without_git_or_checkpoints_is_collected(run, tmp_path, monkeypatch):
+    folder = run(quick_args(eval_frequency=100)).run_dir
+    settings = json.loads((folder / "args.json").read_text())
+    settings["code"]["commit"] = None
+    (folder / "args.json").write_text(json.dumps(settings))
+    shutil.rmtree(folder / "checkpoints")
+    monkeypatch.setattr(recipes, "RESULTS", tmp_path / "recipes.csv")
+    monkeypatch.setattr(recipes, "CURVES", tmp_path / "curves")
+    recipes.collect("pendulum", folder)
+    (row,) = recipes.read_results()
+    assert (row["seed"], row["wall_seconds"], row["commit"]) == ("1", "", "")
+    assert "| 300 |  | " in recipes.table()
 
 
 def test_the_table_and_the_results_agree():

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ def test_cleanrls_names_for_seeds_are_understood():
         ("--settings a='--init-from nowhere'", "--init-from nowhere: must hold"),
         ("--settings a='--accelerate cudagraph --no-cuda'", "--accelerate cudagraph: needs"),
         ("--settings a='--upload-model'", "--upload-model: needs a token"),
+        ("--settings huber", "--settings huber: must be NAME=FLAGS"),
         ("--engine slurn", "--engine"),
         ("--script nowhere.py", "--script nowhere.py: must be a training script"),
     ],
@@ -297,6 +299,28 @@ def test_a_failing_run_is_named_with_its_last_lines_and_stops_no_other(capsys):
     folders = {job.folder() for job in jobs}
     sweep.run_here(jobs, jobs, workers=4)
     assert len(started()) == 6 and {job.folder() for job in jobs} == folders  # the failed ones again, in their folders
+
+
+def test_a_run_that_somebody_else_stopped_is_not_the_success_of_a_sweep():
+    job = quick_job("wait")
+    Path("go").touch()
+
+    def stop() -> None:
+        wait_for(started)
+        os.kill(job.started.pid, signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    assert sweep.run_here([job], [job], workers=1) == 1 and job.status({})[0] == "interrupted"
+    stopper.join()
+
+
+def test_a_script_of_ones_own_finds_the_package_in_a_clone(monkeypatch):
+    monkeypatch.delenv("PYTHONPATH")
+    Path("own.py").write_text("import steadyrl.errors, pathlib; pathlib.Path('found').touch()")
+    job = replace(quick_job("finish"), script=Path("own.py").absolute())
+    assert job.start() == "started" and job.started.wait() == 0, job.last_lines()
+    assert Path("found").exists()
 
 
 def test_no_more_runs_side_by_side_than_workers(monkeypatch):

@@ -127,6 +127,13 @@ def test_a_flag_may_be_written_as_on_the_command_line(tmp_path):
     assert tuner.take()._suggest("learning_rate", tuner.space["learning_rate"]) == tuner.args["learning_rate"] == 2.5e-4
 
 
+def test_a_flag_without_a_value_is_in_no_space(capsys):
+    Path("space.toml").write_text("[toy_script]\nmax_episode_steps = [50, 100]")
+    tuner = tune.Tuner(toy_options())
+    assert "does not contain the script's own --max-episode-steps None" in capsys.readouterr().out
+    assert not tuner.study.get_trials()
+
+
 @pytest.mark.slow
 def test_another_space_setting_or_seeds_are_another_study():
     names = {tune.Tuner(toy_options(**changes)).name for changes in ({}, {"num_seeds": 3}, {"settings": ("a=--fail",)})}

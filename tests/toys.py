@@ -402,6 +402,21 @@ class ReachCounts(Reach):
         return obs, reward, self.reached >= 3, truncated, info
 
 
+class ReachStrict(Reach):
+    """Refuses a reset before the end of an episode, which has 60 steps."""
+
+    steps = 60
+
+    def reset(self, **kwargs):
+        if self.steps < 60:
+            raise RuntimeError("the episode is not over")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        obs, reward, terminated, _, info = super().step(action)
+        return obs, reward, terminated, self.steps == 60, info
+
+
 class Units(Toy):
     """Two numbers with units four and three powers of ten from 1: the best action is the product of their signs.
 
@@ -463,6 +478,7 @@ register("ReachMatrix-v0", Reach, kwargs={"shape": (2, 1)})
 register("ReachTardy-v0", ReachTardy)
 register("ReachSets-v0", ReachSets)
 register("ReachCounts-v0", ReachCounts)
+register("ReachStrict-v0", ReachStrict)
 register("ReachBonus-v0", Reach, kwargs={"bonus": 0.5})
 register("Units-v0", Units)
 register("Signals-v0", Signals)
