@@ -105,7 +105,7 @@ def find_goals(env: ReplayableEnv) -> Goals:
             )
         if batch.shape == single.shape and np.allclose(batch, single, rtol=1e-4, atol=1e-5):
             goals.one_by_one.remove(name)
-        # The running environments are asked.
+        # Training asks an environment in the middle of its episode.
         start, actions = {"seed": 0}, random_actions(env, 0)
         alone = [play(env, start, actions) for _ in range(2)]
         asked = play(env, start, actions, meanwhile=partial(goals.compute, name, *pairs))

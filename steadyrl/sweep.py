@@ -77,7 +77,7 @@ class Runs(OtherFlags):
     start_seed: int = 1  # the first of these seeds
     status: bool = False  # show the state of each run, and start nothing
     engine: Literal["auto", "local", "slurm"] = "auto"  # this machine, or SLURM (auto: SLURM if there is a command sbatch)
-    workers: int | None = None  # runs in parallel (None: one for each core; on SLURM all; tune: one for each core and seed)
+    workers: int | None = None  # runs in parallel (None: one for each core; on SLURM all; for tune, cores divided by seeds)
     cpus: int = 1  # cores of a run's SLURM job, and its threads, but at most 2 (a setting with --num-threads may have more)
 
 
@@ -186,11 +186,10 @@ class Job:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
             # So is the log with its lock: a script that outlives its sweep still holds it. In a session of its own Ctrl-C
             # does not reach the script, only the one SIGTERM that the sweep sends.
-            # A script of the user's own finds this package in a clone too.
-            path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(FOLDER)])
-            self.process = Popen(
-                command, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True, env=os.environ | {"PYTHONPATH": path}
-            )
+            paths = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+            paths += [str(FOLDER)] if (FOLDER / "pyproject.toml").exists() else []  # in a clone, for a script of one's own
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+            self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True, env=environment)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return "started"
 
