@@ -406,11 +406,12 @@ class Run:
                 finally:
                     self.take_back()
                 self.record_evaluation(agent, evaluation)
-        stop = self.signals.stop  # read once: a signal may come between two lines
-        if save_due or stop or not self.unfinished:
+        saved: bool | None = None
+        if save_due or not self.unfinished:
             saved = self.save()
             self.signals.save = 0
-        if stop:
+        if self.signals.stop:  # it may have come while that was saved, or just now
+            saved = self.save() if saved is None else saved
             self.stop(f"stopped at step {self.global_step}" + (", which could not be saved" if not saved else ""))
 
     def record_evaluation(self, agent: Agent, evaluation: Evaluation) -> None:
