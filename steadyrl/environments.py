@@ -452,4 +452,5 @@ def make_envs(
             envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
         except RuntimeError as error:  # they have different spaces
             raise EnvError(str(error)) from error
-    return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs), replayable=replay != "cut")
+    steps = global_step // args.num_envs
+    return TrainingEnvs(gym.wrappers.vector.RecordEpisodeStatistics(envs), replay != "cut", steps)

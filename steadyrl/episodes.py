@@ -222,6 +222,7 @@ class TrainingEnvs(gym.vector.VectorWrapper):
 
     Args:
         replayable: whether their running episodes can be restored.
+        steps: that each of them has made in the run.
 
     Attributes:
         observations: the (N, O) observations to act on next.
@@ -236,13 +237,12 @@ class TrainingEnvs(gym.vector.VectorWrapper):
     single_action_space: Any
     action_space: Any
 
-    def __init__(self, env: RecordEpisodeStatistics, replayable: bool = True):
+    def __init__(self, env: RecordEpisodeStatistics, replayable: bool = True, steps: int = 0):
         super().__init__(env)
-        self.replayable = replayable
+        self.replayable, self.steps = replayable, steps
         self.hold: Callable[[], None] = lambda: None
         self.before_close: Callable[[], None] = lambda: None
         self.cut_off = np.zeros(env.num_envs, bool)
-        self.steps = 0  # of each environment
         self.episodes: list[dict[str, Any]] = []
 
     @property
@@ -284,7 +284,6 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             episode["checksum"] = checksum(obs, reward, episode["checksum"])
         self.start_episodes(np.flatnonzero(infos.get("_start", ())), infos)
         self.sampler = self.action_space.np_random.bit_generator.state
-        self.steps += 1
         return self.observations, rewards, terminations, truncations, infos
 
     def close(self, **kwargs: Any) -> None:
@@ -310,7 +309,6 @@ class TrainingEnvs(gym.vector.VectorWrapper):
             "episode_returns": torch.from_numpy(self.env.episode_returns),
             "episode_lengths": torch.from_numpy(self.env.episode_lengths),
             "action_space": self.sampler if workers else self.action_space.np_random.bit_generator.state,
-            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,7 +317,6 @@ class TrainingEnvs(gym.vector.VectorWrapper):
         self.env.reset()
         self.episodes = [episode | {"actions": list(episode["actions"].numpy().copy())} for episode in state["episodes"]]
         self.observations = state["observations"].numpy().copy()
-        self.steps = state.get("steps", 0)  # older checkpoints have none
         vector: Any = self.unwrapped
         longest = 1 + max(len(episode["actions"]) for episode in self.episodes)
         with vector.longer(longest) if isinstance(self.unwrapped, AsyncVectorEnv) else nullcontext():

@@ -70,6 +70,6 @@ def import_script(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[path.stem]  # half of a module would hide this error the next time
+        sys.modules.pop(path.stem, None)  # half of a module would hide this error the next time
         raise
     return module

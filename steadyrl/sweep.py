@@ -182,13 +182,13 @@ class Job:
             command = self.command(folder)
             with contextlib.suppress(OSError):  # a full disk
                 log.write(f"\n{time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
+            paths = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+            paths += [str(FOLDER)] if (FOLDER / "pyproject.toml").exists() else []  # in a clone, for a script of one's own
+            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
             # SLURM sends SIGUSR2 to every process of a job, also to a script too young to handle it. A block is inherited.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
             # So is the log with its lock: a script that outlives its sweep still holds it. In a session of its own Ctrl-C
             # does not reach the script, only the one SIGTERM that the sweep sends.
-            paths = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
-            paths += [str(FOLDER)] if (FOLDER / "pyproject.toml").exists() else []  # in a clone, for a script of one's own
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
             self.process = Popen(command, stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True, env=environment)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return "started"
@@ -448,9 +448,8 @@ def submit(jobs: list[Job], options: Runs) -> None:
     executor.update_parameters(time=options.time, signal_delay_s=delay, array_parallelism=parallel, stderr_to_stdout=True)
     other = [text.partition("=") for text in options.sbatch]
     executor.update_parameters(additional_parameters={name: value if equals else True for name, equals, value in other})
-    limit = int(
-        re.findall(r"MaxArraySize\s*=\s*(\d+)", check_output(["scontrol", "show", "config"], text=True, stderr=PIPE))[0]
-    )
+    config = check_output(["scontrol", "show", "config"], text=True, stderr=PIPE)
+    limit = int(re.findall(r"MaxArraySize\s*=\s*(\d+)", config)[0])
     for first in range(0, len(jobs), limit):
         try:
             submitted = executor.submit_array(jobs[first : first + limit])

@@ -696,7 +696,8 @@ def test_after_an_error_at_a_random_action_a_resume_draws_others(tmp_path):
 def test_where_one_episode_is_cut_off_the_others_keep_their_returns():
     """And each environment knows how many steps it has made in the run: an error names the step."""
     args = border_args("Tame", num_envs=2)
-    with closing(environments.make_envs(args, "unused")) as envs, closing(environments.make_envs(args, "unused")) as fresh:
+    fresh = environments.make_envs(args, "unused", global_step=22)
+    with closing(environments.make_envs(args, "unused")) as envs, closing(fresh):
         envs.reset(seed=1)
         for _ in range(11):  # episodes have 7
             envs.step(envs.action_space.sample())
