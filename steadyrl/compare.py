@@ -20,6 +20,7 @@ import csv
 import json
 import os
 import re
+import signal
 import sys
 import textwrap
 from collections import defaultdict
@@ -112,6 +113,7 @@ class Run(NamedTuple):
     settings: dict[str, str]  # at least env_id, exp_name and seed
     training: bool  # whether the returns are those of training episodes
     finished: bool  # as far as the folder tells
+    at_target: bool  # whether its last evaluation reached --target-return
     steps: np.ndarray  # (E,) environment steps, ascending
     returns: np.ndarray  # (E,)
 
@@ -188,12 +190,14 @@ def read_events(folder: Path, notes: list[str]) -> tuple[dict[str, str], bool, n
                     settings = dict(re.findall(r"^\|(\w+)\|(.*)\|$", text, re.MULTILINE)[1:])  # without its header
                 if value.tag not in TAGS:
                     continue
-                kept = [point for point in points[value.tag] if value.tag in begun or point[0] < event.step]
-                if len(kept) < len(points[value.tag]):
-                    given_up = len(points[value.tag]) - len(kept)
-                    notes.append(f"{folder}: was started again at step {event.step:,}; {given_up} later returns are left out.")
-                begun.add(value.tag)
-                points[value.tag] = [*kept, (event.step, float(make_ndarray(value.tensor)))]
+                if value.tag not in begun:
+                    begun.add(value.tag)
+                    kept = [point for point in points[value.tag] if point[0] < event.step]
+                    if given_up := len(points[value.tag]) - len(kept):
+                        again = f"was started again at step {event.step:,}; {given_up} later returns are left out."
+                        notes.append(f"{folder}: {again}")
+                    points[value.tag] = kept
+                points[value.tag].append((event.step, float(make_ndarray(value.tensor))))
     tag = next((tag for tag in TAGS if points[tag]), None)
     if tag is None:
         raise ValueError(f"neither evaluations.csv nor TensorBoard events of {', '.join(TAGS)}")
@@ -216,18 +220,24 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
     """
     column = "mean" if metric == "return" else metric
     settings: dict[str, str] = {}
-    points, training, finished = np.empty((0, 2)), False, True
+    points, training, finished, at_target = np.empty((0, 2)), False, True, False
     try:
         if (folder / "args.json").exists():
-            recorded = json.loads((folder / "args.json").read_text())["args"]
+            recorded = json.loads((folder / "args.json").read_text()).get("args")
+            if recorded is None:
+                raise ValueError("its args.json has no args")
             settings = {flag: str(value) for flag, value in recorded.items()}
-            float(settings.get("target_return", "None").replace("None", "inf"))
             finished = "total_timesteps" not in recorded or final_result(folder, recorded) is not None
         if (folder / "evaluations.csv").exists():
             with open(folder / "evaluations.csv", newline="") as file:
-                points = np.array([(float(row["global_step"]), float(row[column])) for row in csv.DictReader(file)])
-            if not len(points):
+                rows = list(csv.DictReader(file))
+            if not rows:
                 raise ValueError("its evaluations.csv has no row")
+            if missing := [name for name in ("global_step", "mean", column) if name not in rows[0]]:
+                raise ValueError(f"its evaluations.csv has no column {missing[0]!r}")
+            points = np.array([(float(row["global_step"]), float(row[column])) for row in rows])
+            target = settings.get("target_return", "None")  # a return, whatever a score measures
+            at_target = float(rows[-1]["mean"]) >= float(target.replace("None", "inf"))
         if not len(points) and not finished and settings.get("eval_frequency") != "0":
             raise TooYoung
         if not len(points) and metric != "return":
@@ -242,8 +252,6 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
             steps, returns = bin_returns(steps, returns)
     except TooYoung:
         raise
-    except KeyError as error:
-        raise UsageError(f"{folder}: its evaluations.csv has no column {error}") from error
     except Exception as error:  # of damaged CSV, JSON or protocol buffers: many types
         raise UsageError(f"{folder}: damaged, or not a run folder: {error}") from error
 
@@ -252,11 +260,11 @@ def read_run(folder: Path, group: str | None, task: str | None, notes: list[str]
     if len(parts) == 4:  # CleanRL's names and ours: environment, experiment, seed, time
         names = {"env_id": parts[0], "exp_name": parts[1], "seed": parts[2]}
     else:  # stable-baselines3's: Hopper-v4/TD3_1
-        env_ids = [task or "", *re.findall(r"[A-Za-z0-9]+-v\d+", str(path))]
+        env_ids = [task or "", *re.findall(r"[A-Za-z0-9]+-v\d+", f"{path.parent.name}/{path.name}")]
         names = {"env_id": env_ids[-1], "exp_name": re.sub(r"_\d+$", "", path.name), "seed": str(path)}
     if not (names | settings)["env_id"]:
         raise UsageError(f"{folder}: does not say its environment, name it with --task")
-    return Run(folder, group or "", names | settings, training, finished, steps, returns)
+    return Run(folder, group or "", names | settings, training, finished, at_target, steps, returns)
 
 
 def name_groups(runs: Sequence[Run], notes: list[str], newest: bool = False) -> list[Run]:
@@ -292,10 +300,16 @@ def name_groups(runs: Sequence[Run], notes: list[str], newest: bool = False) -> 
             if not newest:
                 ways = "leave one out, name two groups, or use --newest"
                 raise UsageError(f"{run.folder} and {other.folder}: the same group, task and seed; {ways}")
-            older, run = sorted((other, run), key=lambda run: run.folder.stat().st_mtime)
+            older, run = sorted((other, run), key=started)
             notes.append(f"{older.folder} is left out: {run.folder} is newer.")
         named[key] = run._replace(group=group)
     return list(named.values())
+
+
+def started(run: Run) -> float:
+    """When a run was started or resumed. A later --evaluate changes its folder, but not its args.json."""
+    record = run.folder / "args.json"
+    return (record if record.exists() else run.folder).stat().st_mtime
 
 
 def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
@@ -306,8 +320,7 @@ def align(task: str, runs: Sequence[Run], notes: list[str]) -> Task:
     Raises:
         UsageError: if one of them ends before the evaluations of another begin.
     """
-    targets = [float(run.settings.get("target_return", "None").replace("None", "inf")) for run in runs]
-    going = [run for run, target in zip(runs, targets, strict=True) if run.returns[-1] < target]
+    going = [run for run in runs if not run.at_target]
     shortest = min(going, key=lambda run: run.steps[-1]) if going else max(runs, key=lambda run: run.steps[-1])
     end = shortest.steps[-1]
     steps = min((run.steps for run in runs if run.steps[-1] >= end), key=lambda steps: np.sum(steps <= end))
@@ -595,6 +608,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, OSError) as error:
         report(error)
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

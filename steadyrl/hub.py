@@ -11,6 +11,7 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -29,13 +30,14 @@ from steadyrl.arguments import (
     script_name,
 )
 from steadyrl.errors import UploadError, UsageError, in_one_line
-from steadyrl.family import FOLDER, SCRIPTS, find_script, import_script
+from steadyrl.family import SCRIPTS
 from steadyrl.models import saved_models
 from steadyrl.output import guard, report, say
+from steadyrl.policies import classes_of
 from steadyrl.record import load_args, load_record, pins
 from steadyrl.run_folder import MODEL, RESULTS, final_result, ours, results_of
 
-# Of a run's folder: regular files of these names. Its checkpoints stay at home, and so does what a user keeps there.
+# Of a run's folder: regular files of these names. Checkpoints and a user's own files are not uploaded.
 UPLOADED = re.compile(
     rf"{MODEL.pattern}|(best_)?model(-\d+)?\.onnx|{RESULTS.pattern}|evaluate(-\d+)?\.json|events\.out\.tfevents\.\d{{10}}\.[\w.-]+\.\d+\.\d+"
 )
@@ -167,7 +169,7 @@ Trained on {settings["device"]} with {settings["num_threads"]} CPU threads; all 
 def licence() -> str:
     """The text of this project's licence: next to the package in a clone, in its metadata where it is installed."""
     beside = Path(__file__).parent.parent / "LICENSE"
-    if beside.exists():
+    if beside.with_name("pyproject.toml").exists():  # other packages put a LICENSE into site-packages
         return beside.read_text()
     return next(file for file in importlib.metadata.files("steadyrl") or () if file.name == "LICENSE").read_text()
 
@@ -250,25 +252,19 @@ def main() -> int:
     try:
         options = parse_command_line(Options)
         check_packages("", OPTIONAL_PACKAGES["upload_model"])
-        name = load_record(options.run).get("script")
-        if options.script is None and name not in SCRIPTS:  # a forged args.json must not run other code
-            raise UsageError(f"{options.run}: is a run of {name}.py, name that file with --script")
-        try:
-            script = import_script(find_script(options.script) if options.script else FOLDER / f"{name}.py").main
-        except (Exception, SystemExit) as error:  # whatever is in the file
-            raise UsageError(f"--script {options.script or name}: must be a training script ({in_one_line(error)})") from error
-        args = dataclasses.replace(load_args(options.run, script.args_class), hf_entity=options.hf_entity)
+        args_class, agent_class = classes_of(options.run, options.script, "--script ")
+        args = dataclasses.replace(load_args(options.run, args_class), hf_entity=options.hf_entity, track=False)
         check_finished(options.run, args)
         if options.to is None:
             check_upload(args, f"--hf-entity {args.hf_entity}" if args.hf_entity else str(options.run))
-            upload(args, script.agent_class.__name__, options.run)
+            upload(args, agent_class.__name__, options.run)
             return 0
         try:
             options.to.mkdir()
         except OSError as error:
             raise UsageError(f"--to {options.to}: must be a folder that can be made ({error.strerror})") from None
         try:
-            build_folder(args, script.agent_class.__name__, options.run, repo_id_of(args), options.to)
+            build_folder(args, agent_class.__name__, options.run, repo_id_of(args), options.to)
         except Exception as error:  # a damaged model or record, a full disk: many types
             shutil.rmtree(options.to)
             raise UsageError(f"{options.run}: could not be copied to {options.to} ({in_one_line(error)})") from error
@@ -276,6 +272,8 @@ def main() -> int:
     except (UsageError, UploadError) as error:
         report(error)
         return 1 if isinstance(error, UploadError) else 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

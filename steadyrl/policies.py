@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from steadyrl.agent import Agent
+from steadyrl.arguments import RunArgs
 from steadyrl.device import Defaults
 from steadyrl.environments import make_replayable_env
 from steadyrl.errors import UsageError, in_one_line
@@ -19,6 +20,27 @@ from steadyrl.files import write_new
 from steadyrl.models import load_model, saved_models
 from steadyrl.output import say
 from steadyrl.record import load_args, load_record
+
+
+def classes_of(run_dir: Path, script: str | Path | None, option: str) -> tuple[type[RunArgs], type[Agent]]:
+    """The classes of a run's arguments and of its agent.
+
+    Args:
+        script: the training script, if it is one of the user's own.
+        option: how the caller's user gives that script.
+
+    Raises:
+        UsageError: if it is not given and not known, or is not a training script.
+    """
+    name = load_record(run_dir).get("script")
+    if script is None and name not in SCRIPTS:  # a forged args.json must not run other code
+        known = ", ".join(SCRIPTS)
+        raise UsageError(f"{run_dir}: its args.json names the script {name!r}, must be one of {known}, or give {option}PATH")
+    try:
+        main = import_script(find_script(Path(script)) if script else FOLDER / f"{name}.py").main
+        return main.args_class, main.agent_class
+    except (Exception, SystemExit) as error:  # whatever is in the file
+        raise UsageError(f"{option}{script or name}: must be a training script ({in_one_line(error)})") from error
 
 
 def load_agent(
@@ -44,15 +66,7 @@ def load_agent(
         EnvError: if the environment cannot be made.
     """
     run_dir = Path(run_dir)
-    name = load_record(run_dir).get("script")
-    if script is None and name not in SCRIPTS:  # a forged args.json must not run other code
-        known = ", ".join(SCRIPTS)
-        raise UsageError(f"{run_dir}: its args.json names the script {name!r}, must be one of {known}, or give script=PATH")
-    try:
-        main = import_script(find_script(Path(script)) if script else FOLDER / f"{name}.py").main
-        args_class, agent_class = main.args_class, main.agent_class
-    except (Exception, SystemExit) as error:  # whatever is in the file
-        raise UsageError(f"script={script or name}: must be a training script ({in_one_line(error)})") from error
+    args_class, agent_class = classes_of(run_dir, script, "script=")
     args = load_args(run_dir, args_class)
     with Defaults():
         env = make_replayable_env(args, render_mode=render_mode).env  # without the wrapper that resumes, which drops the infos

@@ -95,9 +95,10 @@ def processor() -> str:
 
 def record_of(args: RunArgs, device: torch.device) -> dict[str, Any]:
     """What a run depends on, in plain values: its script, arguments, versions, code, processor, device and threads."""
+    values = dataclasses.asdict(dataclasses.replace(args, resume=None, evaluate=None))
     return {
         "script": script_name(type(args)),
-        "args": dataclasses.asdict(dataclasses.replace(args, resume=None, evaluate=None)),
+        "args": {name: str(value) if isinstance(value, Path) else value for name, value in values.items()},
         "versions": versions(args.env_id),
         "code": code_of(Path(inspect.getfile(type(args))).resolve()),
         "processor": processor(),

@@ -31,7 +31,7 @@ import filelock
 from tqdm import tqdm
 
 from steadyrl import arguments
-from steadyrl.arguments import RESUME_MAY_CHANGE, check_args, parse_args
+from steadyrl.arguments import RESUME_MAY_CHANGE, Experiment, check_args, parse_args
 from steadyrl.errors import UsageError, in_one_line
 from steadyrl.family import FOLDER, find_script, import_script, is_harmless
 from steadyrl.output import guard, printable, report, say, show
@@ -286,12 +286,15 @@ def plan(options: Runs) -> list[Job]:
         script = find_script(options.script)
         module: Any = import_script(script)
         args_class: Any = module.Args
-        if not hasattr(args_class, "__dataclass_fields__"):
-            raise TypeError("its Args is not a dataclass")
+        if not (isinstance(args_class, type) and issubclass(args_class, Experiment)):
+            raise TypeError("its Args is not a dataclass that joins the groups of steadyrl.arguments")
+        default, jobs = args_class(), []
+        check_args(parse_args(args_class, [], default))
+    except UsageError:  # of its defaults
+        raise
     except (Exception, SystemExit) as error:  # whatever is in the file
         raise UsageError(f"--script {options.script}: must be a training script ({in_one_line(error)})") from None
-    default, jobs = args_class(), []
-    defaults = as_saved(default)
+    defaults, agent_class = as_saved(default), getattr(getattr(module, "main", None), "agent_class", None)
     for setting in options.settings:
         name, _, text = setting.partition("=")
         try:
@@ -312,7 +315,7 @@ def plan(options: Runs) -> list[Job]:
                     from steadyrl.command_line import check_further
 
                     check(args)
-                    check_further(args, getattr(module.main, "agent_class", None), on_this_machine=not slurm)
+                    check_further(args, agent_class, on_this_machine=not slurm)
         except (UsageError, ValueError) as error:
             raise UsageError(f"--settings {setting}: {error}" if setting else str(error)) from None
     return jobs
@@ -327,7 +330,7 @@ def planned(options: Options) -> list[Job]:
     """The jobs of `plan`. For --status they come from a file if the last plan in this folder had the same options and flags.
     Importing the script, and PyTorch with it, takes seconds."""
     sources = (FOLDER / f"{options.script.stem}.py", options.script, Path(__file__), Path(arguments.__file__))
-    asked = repr((replace(options, status=False), [path.stat().st_mtime_ns for path in sources if path.exists()]))
+    asked = repr((replace(options, status=False, workers=None), [path.stat().st_mtime_ns for path in sources if path.exists()]))
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or one of an older version
         saved = json.loads(PLAN.read_text())
         if options.status and saved["asked"] == asked:
@@ -486,6 +489,8 @@ def main(options_class: type = Options, work: Callable[[Any], int] = lambda opti
         missing = f"{error}, install it with: pip install {error.name}" if isinstance(error, ModuleNotFoundError) else error
         report(getattr(error, "stderr", None) or missing)
         return 2
+    except KeyboardInterrupt:  # while nothing runs here
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -169,7 +169,8 @@ class Tuner:
             say(f"trial {trial.number} cannot be run: {error}")
             self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
             return 1
-        means, self.pruned = dict(self.study.trials[trial.number].intermediate_values), False
+        means = dict(self.study.trials[trial.number].intermediate_values)
+        self.pruned = bool(means) and trial.should_prune()  # a worker may have been killed before it was
 
         def enough() -> bool:
             for rows in zip(*(read_evaluations(job.folder()) for job in jobs), strict=False):
@@ -214,14 +215,17 @@ def tune(options: Options) -> int:
     """Be a worker, or start the workers, here or on SLURM, and show the trials. Returns the exit status."""
     tuner, status = Tuner(options), 0
     if options.worker:
-        while status < 2 and (trial := tuner.take()):
-            status = tuner.train(trial)
-        return status
+        while trial := tuner.take():
+            if (status := tuner.train(trial)) > 1:  # stopped
+                return status
+        return 0  # the table names the trials that failed
     if sum(trial.state.is_finished() for trial in tuner.study.trials) < options.trials:
         workers = options.workers or max(1, (os.cpu_count() or 1) // len(tuner.seeds))
         steps = {"total_timesteps": options.trials * len(tuner.seeds) * tuner.args["total_timesteps"]}
         jobs = tuner.jobs(tuner.name, {}, seeds=tuple(range(workers)))
-        jobs = [Worker(job.script, [*sys.argv[1:], "--worker"], job.args | steps) for job in jobs]
+        engine = "slurm" if sweep.uses_slurm(options) else "local"  # on a node there may be no sbatch
+        flags = [*sys.argv[1:], "--engine", engine, "--worker"]
+        jobs = [Worker(job.script, flags, job.args | steps) for job in jobs]
         os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
         status = sweep.sweep(jobs, replace(options, workers=workers, cpus=options.cpus * len(tuner.seeds)))
     if rows := tuner.table():
@@ -237,7 +241,8 @@ def tune(options: Options) -> int:
         flags = shlex.join(tuner.jobs("tuned", best.params, seeds=(1,))[0].flags)
         show(f"the best one, {best.value:.6g}, is trial {best.number}; to train it:")
         show(f"python {shlex.quote(str(shown(tuner.script)))} {flags}")
-    return status
+    over = sum(trial.state.is_finished() for trial in tuner.study.trials) >= options.trials
+    return status or int(over and "complete" not in states)
 
 
 if __name__ == "__main__":

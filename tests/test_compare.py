@@ -449,7 +449,7 @@ def record(data: bytes) -> bytes:
     return length + sums[0] + data + sums[1]
 
 
-@pytest.mark.parametrize("what", ["garbage events", "steps", "field", "target_return", "nested"])
+@pytest.mark.parametrize("what", ["garbage events", "steps", "field", "target_return", "nested", "no args"])
 def test_what_no_run_has_is_one_line(tmp_path, capsys, what):
     folder = write_run(tmp_path / "run", range(6))
     if what == "garbage events":
@@ -459,6 +459,8 @@ def test_what_no_run_has_is_one_line(tmp_path, capsys, what):
         (folder / "evaluations.csv").write_text("global_step,mean\n1e300,1\n")
     elif what == "field":
         (folder / "evaluations.csv").write_text(f"global_step,mean\n1,{'1' * 200_000}\n")
+    elif what == "no args":
+        (folder / "args.json").write_text("{}")
     elif what == "nested":
         (folder / "args.json").write_text('{"args": ' + "[" * 100_000 + "]" * 100_000 + "}")
     else:
@@ -518,6 +520,38 @@ def test_success_is_compared_where_it_is_told(tmp_path, capsys, monkeypatch):
     assert compare.main(["*__0", "--metric", "success", "--overwrite"]) == 2
     assert "its evaluations.csv has no column 'success'" in capsys.readouterr().err
     assert compare.main(["*__0", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("target", [50.0, -60.0])
+def test_a_target_is_a_return_also_where_success_is_compared(tmp_path, target):
+    """Without it one run is unfinished. With -60 every share of successes would be above it."""
+    short = write_run(tmp_path / "short", [-80.0, -70.0, -65.0], STEPS[:3], target_return=target)
+    write_run(tmp_path / "long", [-80.0, -70.0, 0.0, 0.0, 0.0, 60.0], seed=2, target_return=target)
+    for folder in (short, tmp_path / "long"):
+        lines = (folder / "evaluations.csv").read_text().splitlines()
+        text = [f"{lines[0]},success", *(f"{line},1.0" for line in lines[1:])]
+        (folder / "evaluations.csv").write_text("\n".join(text) + "\n")
+    for metric in ("return", "success"):
+        notes: list[str] = []
+        runs = [compare.read_run(tmp_path / name, "a", None, notes, metric) for name in ("short", "long")]
+        assert [run.at_target for run in runs] == [False, True]
+        assert list(compare.align("Hopper-v4", runs, notes).grid) == [100, 200, 300]
+        assert not any("stopped early" in note for note in notes)
+
+
+def test_a_run_that_was_evaluated_later_is_not_newer(tmp_path):
+    for name, time in (("old", 1000), ("new", 2000)):
+        os.utime(write_run(tmp_path / name, range(6)) / "args.json", (time, time))
+        os.utime(tmp_path / name, (time, time))
+    (tmp_path / "old" / "evaluate.json").write_text("{}")
+    runs = [compare.read_run(tmp_path / name, None, None, []) for name in ("old", "new")]
+    assert [run.folder.name for run in compare.name_groups(runs, [], newest=True)] == ["new"]
+
+
+def test_a_folder_far_above_is_no_environment(tmp_path):
+    folder = tmp_path / "myproject-v2" / "logs" / "TD3_1"
+    write_events(folder, eval__mean_reward=[(step, 1) for step in STEPS])
+    assert list(load(str(folder), task="Hopper-v4")[0]) == ["Hopper-v4"]
 
 
 def test_a_pattern_skips_a_run_that_never_began(tmp_path):

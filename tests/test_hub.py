@@ -1,5 +1,6 @@
 """The Hugging Face Hub: the folder by itself, and its upload to a server on localhost."""
 
+import importlib.util
 import json
 import os
 import shlex
@@ -143,7 +144,7 @@ def test_a_run_that_trained_on_or_holds_links_is_refused(run, tmp_path, monkeypa
     assert not (tmp_path / "to").exists()
 
 
-@pytest.mark.parametrize("code", ["raise SystemExit(0)", "no_such_name"])
+@pytest.mark.parametrize("code", ["raise SystemExit(0)", "no_such_name", "def main(): pass"])
 def test_a_script_that_cannot_be_imported_is_one_line(run, tmp_path, monkeypatch, capsys, code):
     folder = run(quick_args()).run_dir
     (tmp_path / "broken.py").write_text(code)
@@ -219,6 +220,18 @@ def test_what_cannot_be_uploaded_is_refused_before_training(tmp_path, monkeypatc
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     refused(main_in_this_process("--upload-model", *flags.split(), cwd=tmp_path), "--upload-model", word)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_tracked_is_uploaded_where_wandb_is_not_installed(run, monkeypatch, capsys):
+    folder, uploaded = run(quick_args()).run_dir, []
+    record = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(record | {"args": record["args"] | {"track": True}}))
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *package: None if name == "wandb" else find(name, *package))
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr(hub, "upload", lambda args, name, run_dir: uploaded.append(run_dir))
+    monkeypatch.setattr(sys, "argv", ["hub", str(folder)])
+    assert hub.main() == 0 and uploaded == [folder], capsys.readouterr().err
 
 
 def test_a_missing_package_or_token_is_said_before_training(tmp_path, monkeypatch):

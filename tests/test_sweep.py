@@ -140,10 +140,18 @@ def test_cleanrls_names_for_seeds_are_understood():
         ("--settings huber", "--settings huber: must be NAME=FLAGS"),
         ("--engine slurn", "--engine"),
         ("--script nowhere.py", "--script nowhere.py: must be a training script"),
+        ("--script flat.py", "--script flat.py: must be a training script"),
+        ("--script few_flags.py", "--script few_flags.py: must be a training script"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_starts(monkeypatch, capsys, words, part):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("flat.py").write_text("import dataclasses\n@dataclasses.dataclass\nclass Args:\n    seed: int = 1\n")
+    Path("few_flags.py").write_text(
+        "import dataclasses\nfrom steadyrl.arguments import Experiment\n"
+        "@dataclasses.dataclass\nclass Args(Experiment):\n    pass\n"
+    )
     known = [] if "--env-ids" in words else ["--env-ids", "Pendulum-v1"]
     known += [] if "--engine" in words else ["--engine", "local"]
     assert main(monkeypatch, *known, *shlex.split(words)) == 2
@@ -190,7 +198,7 @@ def test_a_table_needs_no_script_if_nothing_has_changed(monkeypatch, capsys):
 
     shutil.copy(SCRIPT, "own.py")
     assert table(1) == table(1) and table(1).count("Hopper-v4__own__") == 3
-    assert table(2, "--num-seeds", "2") == table(2, "--num-seeds", "2") != table(3)
+    assert table(2, "--num-seeds", "2") == table(2, "--num-seeds", "2", "--workers", "5") != table(3)
     os.utime("own.py", (1, 1))
     table(4)
     sweep.PLAN.write_text("{")  # another sweep is writing it
@@ -216,6 +224,17 @@ def test_a_script_is_found_by_its_name_or_by_its_path(folder, monkeypatch):
         assert job.script == folder / "mine" / "my_algo.py" and job.args["gamma"] == 0.25 and job.args["exp_name"] == "my_algo"
     job = sweep.plan(sweep.Options(script=Path("dqn.py"), env_ids=("CartPole-v1",)))[0]
     assert job.script == ROOT / "dqn.py"
+
+
+def test_a_script_needs_no_object_named_main(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("no_main.py").write_text(SCRIPT.read_text().replace("main = command_line", "start = command_line"))
+    assert len(sweep.plan(sweep.Options(script=Path("no_main.py"), env_ids=("Pendulum-v1",)))) == 3
+
+
+def test_ctrl_c_while_nothing_runs_is_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "plan", lambda options: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(monkeypatch, "--engine", "local") == 130 and capsys.readouterr() == ("", "")
 
 
 # What is known of a run

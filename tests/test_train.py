@@ -1,10 +1,12 @@
 """The loop around the learner: reproducibility, logs, what a run folder holds, and stops for values not finite."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +100,18 @@ def test_the_clock_counts_all_environments(run):
     assert [step for step, _ in parts.scalars["eval/episodic_return"]] == [105, 203, 301]
     assert [step for step, _ in parts.scalars["losses/q_loss"]] == [105, 203, 301]
     assert [step for step, _ in parts.scalars["charts/SPS"]] == [105, 203, 301]
+
+
+@dataclasses.dataclass
+class WithPath(ddpg.Args):
+    """A script of one's own may have such a flag."""
+
+    data: Path = Path("x")
+
+
+def test_a_path_is_saved_as_text_and_comes_back_as_a_path():
+    saved = json.loads(json.dumps(record.record_of(WithPath(data=Path("a/b")), torch.device("cpu"))))["args"]
+    assert saved["data"] == "a/b" and record.as_args(WithPath, saved).data == Path("a/b")
 
 
 def test_the_run_folder(run):

@@ -169,6 +169,23 @@ def test_a_trial_below_the_median_is_stopped_and_pruned():
     assert len(started()) == 2 and not any(psutil.pid_exists(pid) for _, pid in started())
 
 
+def test_a_trial_whose_worker_was_killed_before_it_was_pruned_is_pruned():
+    tuner = tuner_with([0.0] * 5)
+    trial = tuner.take()
+    trial.report(-9.0, 20)
+    assert tuner.train(tuner.take()) == 0 and tuner.study.trials[0].state == TRIAL.PRUNED
+
+
+def test_a_worker_on_a_node_without_sbatch_knows_that_it_is_on_slurm(monkeypatch):
+    planned: list[sweep.Job] = []
+    monkeypatch.setattr("shutil.which", lambda program: "/bin/sbatch")
+    monkeypatch.setattr(sweep, "sweep", lambda jobs, options: planned.extend(jobs) or 0)
+    assert main(monkeypatch, "--partition", "long", "--trials", "1") == 0
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    options = sweep.parse_args(tune.Options, planned[0].flags, tune.Options())
+    assert options.worker and sweep.uses_slurm(options)
+
+
 @pytest.mark.slow
 def test_a_trial_above_the_median_is_worth_the_mean_over_seeds():
     tuner = tuner_with([-9.0] * 5)
@@ -295,8 +312,10 @@ def test_values_that_do_not_fit_together_fail_their_trial_only(monkeypatch, caps
     """The next trials are tried."""
     Path("space.toml").write_text("[toy_script]\nbatch_size = [4]\nbuffer_size = [2]\n")
     setting = "a=--batch-size 2 --buffer-size 4"
-    assert main(monkeypatch, "--engine", "local", "--worker", "--trials", "2", "--settings", setting) == 1
+    words = ["--engine", "local", "--trials", "2", "--settings", setting]
+    assert main(monkeypatch, *words, "--worker") == 0
     assert capsys.readouterr().out.count("cannot be run: ") == 2
+    assert main(monkeypatch, *words) == 1  # there is no result
     tuner = tune.Tuner(toy_options(trials=2, settings=(setting,)))
     assert [trial.state for trial in tuner.study.trials] == [TRIAL.FAIL] * 2
 
