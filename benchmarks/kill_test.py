@@ -3,7 +3,7 @@
     python benchmarks/kill_test.py --trials 100
     python benchmarks/kill_test.py --script dqn --trials 50
 
-Compared are SHA-256 sums of the weights, the optimisers, the replay buffer, the generators, the environments, the logged
+It compares SHA-256 sums of the weights, the optimisers, the replay buffer, the generators, the environments, the logged
 scalars, the evaluations and the final result. Prints a line per trial, then trials, survivors and the first difference;
 the status is 1 if there is one. The trials go to benchmarks/results/kill_test.csv, in the place of those of the same script
 on the same device (with --tasks, only of the same tasks).

@@ -2,11 +2,11 @@
 
     python benchmarks/power_cut.py --trials 30          # as root: it mounts file systems
 
-A run trains in a file system of its own, ext4 in a file behind a loop device. At a random moment that file is copied as it
-is: it holds what had reached the disk, and nothing of what the system still had in memory (which ext4, told so, would keep for
-five minutes). The copy is mounted, as after the start of the machine, and the run in it is resumed to its end. Compared are the
-parts of fingerprint.py, TensorBoard's scalars among them. Prints a line for each trial and the figure; the status is 1 if one
-differs. The trials go to benchmarks/results/power_cut.csv.
+A run trains in a file system of its own, ext4 in a file behind a loop device. At a random moment that file is copied. The
+copy holds what had reached the disk, and nothing that the system had in memory only. (The file system is mounted so that it may
+keep data there for five minutes.) The copy is mounted, as after the start of the machine, and the run in it is resumed to its
+end. The parts of fingerprint.py are compared, TensorBoard's scalars among them. Prints a line for each trial and the figure.
+The status is 1 if one differs. The trials go to benchmarks/results/power_cut.csv.
 """
 
 import contextlib

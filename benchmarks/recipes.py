@@ -7,10 +7,12 @@ The results of finished runs go to benchmarks/results/recipes.csv, a row per see
 benchmarks/results/curves/, where the pictures are drawn from. On SLURM the runs end later: the same command again collects
 them. To run a seed again, delete its row and its run folder.
 
-A row holds two kinds of result: of the best model the final evaluation, greedy episodes on fresh starts (mean, std), and of the
-whole run the mean of its last five evaluations (last_five) with q_bias at the last one, and of its last 100 training episodes,
-exploration included (training_return); and when an evaluation first reached the goal. A commit with ~ was not recorded: it is
-the last one before the run began.
+What a row holds:
+- mean, std: the final evaluation of the best model, greedy episodes on fresh starts
+- last_five, q_bias: the mean of the run's last five evaluations, and q_bias of the last one
+- training_return: the mean of its last 100 training episodes, exploration included
+- goal_step, goal_seconds: when an evaluation first reached the goal
+- commit: with ~ it was not recorded, and is the last one before the run began
 """
 
 import csv
@@ -86,8 +88,8 @@ GOALS = (  # for tasks whose reward is -1 until a goal is reached
     "--replay hindsight --learning-starts 1000 --eval-frequency 2000 --eval-episodes 20 --final-episodes 50 --gamma 0.95 "
     "--learning-rate 1e-3 --tau 0.05 --policy-frequency 1 --exploration-noise 0.2 --buffer-size 20000"
 )
-# On seed 21, smaller networks and half as many updates of the actor learned no worse and ran nearly twice as fast. After equal
-# steps, an update for each step was no better than one for two, and one for four was worse (benchmarks/results/tried.csv).
+# On seed 21, smaller networks and half as many updates of the actor learned no worse. They ran nearly twice as fast. An update
+# for each step was no better than one for two steps, and one for four was worse (benchmarks/results/tried.csv).
 PUSH = (
     "--replay hindsight --normalize-observations --total-timesteps 500000 --learning-starts 2000 --eval-frequency 20000 "
     "--eval-episodes 100 --final-episodes 50 --gamma 0.95 --learning-rate 1e-3 --tau 0.05 --train-frequency 2 "

@@ -13,16 +13,16 @@
     python benchmarks/speed.py --break-even                                      # how long a run must be to compile it
     python benchmarks/speed.py --docs                                            # write the tables of docs/speed.md
 
-Each side trains in a process of its own. After its warm-up it is stopped, and then the sides go on in turns, a few seconds
-each: what slows the machine down for a minute slows all of them. A figure is the median over the rounds; a ratio is taken
-round by round. One more side only multiplies matrices of 256 x 256 in float32, at the same number of threads: what it
-reaches is the limit that the matrix products of the updates alone would set. With several environments all of them step,
-and one update follows, on both sides. The rows are appended to benchmarks/results/speed.csv.
+Each side trains in a process of its own. After its warm-up it is stopped. Then the sides go on in turns, a few seconds each. So
+what slows the machine down for a minute slows all of them. A figure is the median over the rounds. A ratio is taken round by
+round. One more side only multiplies matrices of 256 x 256 in float32, with the same number of threads. That is the limit which
+the matrix products of the updates alone would set. With several environments, all of them step and one update follows, on each
+side. The rows are appended to benchmarks/results/speed.csv.
 
 What stable-baselines3 runs, and sbx, which is stable-baselines3 with the learning in JAX:
 - for DDPG its TD3 with one critic, a policy delay of 2 and no target noise, which is DDPG with delayed updates;
 - for TD3 its TD3;
-- for SAC its SAC, which updates the actor at each step: as often as the script, which makes two updates at each second step;
+- for SAC its SAC, which updates the actor at each step. The script makes two updates at each second step, so as many;
 - for DQN its DQN with the script's sizes and rhythm. Both explore at 5%, so that the network chooses nearly every action.
   stable-baselines3 clips gradients, which cannot be turned off, at infinity. sbx has two hidden layers of the first size.
 """

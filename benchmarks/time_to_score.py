@@ -1,4 +1,4 @@
-"""Minutes and steps until a greedy evaluation passes a score: ours, stable-baselines3, and sbx, its sibling in JAX.
+"""Seconds and steps until a greedy evaluation passes a score: ours, stable-baselines3, and sbx, its sibling in JAX.
 
     pip install sbx-rl==0.28.0
     python benchmarks/time_to_score.py --task pendulum

@@ -29,8 +29,8 @@ from steadyrl.device import generator_states
 from steadyrl.errors import TrainingError, UsageError
 from steadyrl.output import say
 
-# Compiling takes some 30 seconds the first time (5 when torch finds it in its cache) and saves over a millisecond an update:
-# after some 20,000 updates (4,000) it has paid. `benchmarks/speed.py --break-even` measures it.
+# Compiling takes some 30 seconds the first time, and 5 when torch finds the code in its cache. It saves over a millisecond for
+# each update. So it pays after some 20,000 updates, or 4,000. `benchmarks/speed.py --break-even` measures it.
 UPDATES_WORTH_COMPILING = 20_000
 
 
@@ -115,8 +115,8 @@ def accelerate(
 
 
 class Constants:
-    """What a built function keeps: the networks and optimisers of an agent, its numbers, and those of its arguments and of its
-    optimisers, as they are now."""
+    """What a built function keeps of an agent, as it is now: networks, optimisers and numbers, also those of the arguments and of
+    the optimisers."""
 
     KINDS = int, float, np.number, torch.nn.Module, torch.optim.Optimizer
 
@@ -159,8 +159,8 @@ class FastFunctions:
         self.policies: dict[tuple, Callable[..., np.ndarray]] = {}
         self.eager = self.announced = False
         if self.captures:
-            # `act` runs on a stream of its own that waits for the last update of the policy, no more: while the device still
-            # trains the critic, the environments step.
+            # `act` runs on a stream of its own. It waits only for the last update of the policy. So the environments step while
+            # the device still trains the critic.
             self.acting, self.policy_ready = torch.cuda.Stream(), torch.cuda.Event()
             self.policy_ready.record()
 
@@ -270,8 +270,8 @@ class FastFunctions:
     def refuse_effects(self, effects: list[str]) -> None:
         """Raise CannotBuild for effects of a first call, and for a constant that has changed since the first build."""
         changed = self.constants.changed() if self.constants else []
-        for effect in effects + [f"{name} was replaced: only what is in a tensor can change, in place" for name in changed]:
-            raise CannotBuild(effect)
+        if effects := effects + [f"{name} was replaced: only what is in a tensor can change, in place" for name in changed]:
+            raise CannotBuild(effects[0])
 
     def refuse_arguments(self, named: dict[str, Any]) -> None:
         """Raise CannotBuild for an argument of an update that would keep its first value for ever."""

@@ -29,7 +29,7 @@ class Agent(ABC):
 
     Attributes:
         networks: by name, what a saved model consists of: everything that `update` changes, except the optimisers' states.
-        optimizers: by name. What is to be compiled is an AdamW with one group of parameters.
+        optimizers: by name. To be compiled, each must be an AdamW with one group of parameters.
         observation_normalizer: with --normalize-observations, normalises observations before the networks see them.
     """
 

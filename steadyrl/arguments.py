@@ -189,7 +189,7 @@ class Checkpoints:
     """What a run needs to continue after it was stopped or killed, as if nothing had happened."""
 
     checkpoint_frequency: CountOrZero = 50_000
-    """environment steps between two checkpoints (0: only after a stop signal and at the end)"""
+    """environment steps between two checkpoints (0: only after a signal or an error of an environment, and at the end)"""
     keep_checkpoints: Count = 2
     """number of checkpoints to keep; older ones are removed"""
     resume: Path | None = None

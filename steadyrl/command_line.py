@@ -130,9 +130,9 @@ def company() -> set[Any]:
 
 
 def leave_behind(before: set[Any], status: Any) -> None:
-    """Let this process end without what an environment left, if that does not end in some seconds.
+    """End this process even if threads or processes that an environment left do not end.
 
-    Python's own end comes first: it ends what only waits for it, as idle pools of threads or processes do.
+    Python first ends those that only wait for it, as idle pools do. Then they have some seconds.
 
     Args:
         before: the `company` before the environment was made.

@@ -150,8 +150,8 @@ class EventWriter(SummaryWriter):
 
     def __init__(self, folder: Path, global_step: int, write_or_warn: WriteOrWarn):
         self.write_or_warn, self.again = write_or_warn, math.inf  # the time before which nothing is written
-        # When TensorBoard's thread cannot write, it raises the error twice: as an exception of the thread, which would
-        # print a traceback, and in the main thread, where we handle it.
+        # When TensorBoard's thread cannot write, its error appears twice. In the thread it would print a traceback. In the main
+        # thread we handle it.
         self.excepthook = threading.excepthook
         threading.excepthook = lambda failure: issubclass(failure.exc_type, OSError) or self.excepthook(failure)
         # TensorBoard respects the purge step of a later file only if the first file of the folder had one too.

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 LIMIT = 10.0  # standard deviations at which a normalised observation is clipped
-SMALLEST = 1e-8  # deviation: one that is rounding alone is not blown up to 1
+SMALLEST = 1e-8  # deviation, so that rounding errors are not scaled up to 1
 
 
 class Normalizer(torch.nn.Module):

@@ -78,7 +78,7 @@ class Runs(OtherFlags):
     status: bool = False  # show the state of each run, and start nothing
     engine: Literal["auto", "local", "slurm"] = "auto"  # this machine, or SLURM (auto: SLURM if there is a command sbatch)
     workers: int | None = None  # runs in parallel (None: one for each core; on SLURM all; for tune, cores divided by seeds)
-    cpus: int = 1  # cores of a run's SLURM job, and its threads, but at most 2 (a setting with --num-threads may have more)
+    cpus: int = 1  # cores of a run's SLURM job. A run has as many threads, 2 at most; --num-threads in a setting allows more
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Job:
     def folder(self) -> Path | None:
         """The newest run folder with these arguments, also if an older version of the script made it.
 
-        If there is none, flags may differ that --resume can change: a user may have resumed the run on another machine.
+        If there is none, a run also counts that differs only in flags that --resume may change: a user may have resumed it.
         """
         exact, alike, script = [], [], self.script.stem
         kept = RESUME_MAY_CHANGE - {"total_timesteps", "eval_frequency"}  # with others of these it is another result
