@@ -115,8 +115,8 @@ def accelerate(
 
 
 class Constants:
-    """What a built function keeps of an agent, as it is now: networks, optimisers and numbers, also those of the arguments and of
-    the optimisers."""
+    """What a built function keeps of an agent, as it is now: networks, optimisers and numbers, also those of its arguments and
+    of its optimisers."""
 
     KINDS = int, float, np.number, torch.nn.Module, torch.optim.Optimizer
 
