@@ -56,6 +56,7 @@ from steadyrl.replay_buffer import ReplayBuffer
 from steadyrl.run import Run
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh}
+MOST_OUTPUTS = 1_000_000  # of the network
 MAX_ACTIONS = 4096  # a network does not learn a larger table; with --bins, the number grows with each dimension
 
 
@@ -133,12 +134,11 @@ class Args(Experiment, Environment, Learning, Replay, Exploration, Networks, Eva
 
     def check_spaces(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         """Actions must be Discrete, numbered from 0."""
+        what = f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete"
         if isinstance(action_space, gym.spaces.Box):
-            raise UsageError(
-                f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete, or be discretised with --bins 3"
-            )
-        if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
-            raise UsageError(f"--env-id {self.env_id}: its actions are {action_space}, must be Discrete, numbered from 0")
+            raise UsageError(f"{what}, or be discretised with --bins 3")
+        if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0 or action_space.n > MOST_OUTPUTS:
+            raise UsageError(f"{what}, numbered from 0, {MOST_OUTPUTS:,} at most")
 
 
 class QNetwork(nn.Module):

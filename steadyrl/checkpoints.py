@@ -48,9 +48,14 @@ def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep:
         sync_folder(folder)
     others = [path for path in list_checkpoints(folder) if step_of(path) <= global_step and path != place]
     same_step = [path for path in others if step_of(path) == global_step and is_whole(path)]  # damaged ones are kept
-    older = [path for path in others if step_of(path) < global_step]  # a newer one can only be damaged
-    for path in same_step + older[keep - 1 :]:
-        path.unlink()
+    for path in same_step:
+        path.unlink(missing_ok=True)
+    whole = 1  # a damaged one does not count
+    for path in (path for path in others if step_of(path) < global_step):  # the newest first
+        if whole < keep:
+            whole += is_whole(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

@@ -88,15 +88,15 @@ class Defaults:
         defaults = torch.get_default_dtype(), device, torch.is_grad_enabled()
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
         precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-        process = sys.stdout, sys.stderr, sys.getrecursionlimit(), torch.get_num_threads()
+        process = sys.stdout, sys.stderr, tuple(sys.argv), sys.getrecursionlimit(), torch.get_num_threads()
         return *process, *defaults, *autocast, *precision, np.geterr()
 
     def hold(self) -> None:
         """Restore the settings that have changed."""
         if self.read() != self.values:
-            output, errors, recursion, threads, dtype, device, gradients, *others = self.values
+            output, errors, argv, recursion, threads, dtype, device, gradients, *others = self.values
             cpu, cuda, precision, deterministic, numpy_errors = others
-            sys.stdout, sys.stderr = output, errors
+            sys.stdout, sys.stderr, sys.argv = output, errors, list(argv)
             sys.setrecursionlimit(recursion)
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)

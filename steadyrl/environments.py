@@ -27,7 +27,7 @@ from steadyrl.arguments import RunArgs
 from steadyrl.episodes import ReplayableEnv, TrainingEnvs
 from steadyrl.errors import EnvError, TrainingError, in_one_line
 from steadyrl.output import guard, say
-from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals, at_fork, is_ignored_hangup
+from steadyrl.signals import SAVE_SIGNALS, STOP_SIGNALS, Signals, at_fork, handlers_now, is_ignored_hangup
 from steadyrl.spaces import Spaces, flatten_actions, flatten_observations
 
 VIDEO_FREQUENCY = 20  # episodes between two videos
@@ -67,13 +67,14 @@ def make_env(
 
 @contextlib.contextmanager
 def coming_back() -> Iterator[None]:
-    """Around code of an environment: the working directory is the same afterwards, if it still exists."""
-    folder = None
+    """Around code of an environment: signals are afterwards as before, and so is the working directory if it still exists."""
+    folder, restore = None, handlers_now()
     with contextlib.suppress(OSError):
         folder = os.getcwd()
     try:
         yield
     finally:
+        restore()
         if folder is not None:
             with contextlib.suppress(OSError):
                 os.chdir(folder)
@@ -204,7 +205,7 @@ class WorkerEnvs(AsyncVectorEnv):
         """Gymnasium's own would wait without a limit for a worker whose environment is not made."""
         wanted = self.single_observation_space, self.single_action_space
         for index, spaces in enumerate(zip(self.call("observation_space"), self.call("action_space"), strict=True)):
-            if spaces != wanted:
+            if (spaces[0].shape, spaces[1]) != (wanted[0].shape, wanted[1]):  # the bounds of observations do not matter
                 raise EnvError(f"environment {index} has other spaces, {spaces}, than the first one, {wanted}")
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
@@ -362,7 +363,9 @@ def in_worker(env_fn: Callable[[], gym.Env], spaces: Spaces | None = None) -> gy
 
 
 def ignore_signals() -> None:
-    """Ignore what stops or saves a run. (A program that the environment starts, and wants to end, would inherit SIG_IGN.)"""
+    """Ignore what stops or saves a run, and output without a reader. (A program that the environment starts, and wants to end,
+    would inherit SIG_IGN.)"""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     for number in STOP_SIGNALS + SAVE_SIGNALS:
         if not is_ignored_hangup(number):
             signal.signal(number, lambda number, frame: None)
@@ -449,7 +452,10 @@ def make_envs(
         envs = WorkerEnvs(seeded, args.worker_timeout, signals, autoreset_mode=AutoresetMode.SAME_STEP)
     else:
         try:
-            envs = SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+            with contextlib.ExitStack() as stack:  # if one fails, those before it are closed
+                closed = [lambda make=make: stack.enter_context(contextlib.closing(make())) for make in env_fns]
+                envs = SyncVectorEnv(closed, autoreset_mode=AutoresetMode.SAME_STEP)
+                stack.pop_all()
         except RuntimeError as error:  # they have different spaces
             raise EnvError(str(error)) from error
     steps = global_step // args.num_envs

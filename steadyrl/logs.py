@@ -48,7 +48,7 @@ class Log:
         self.writer = EventWriter(folder, global_step, write_or_warn)
         self.bar = tqdm(total=args.total_timesteps, initial=global_step, unit="step", dynamic_ncols=True, disable=None)
         self.status = {"return": "-", "evaluation": "-"}
-        self.evaluation_before = -1  # step of an evaluation that was logged, before the process was killed
+        self.evaluation_before = -1  # step of an evaluation that was logged before the process was killed, and is made again
         self.row_step = self.line_step = global_step
         self.row_time = self.line_time = time.perf_counter()
 
@@ -67,10 +67,11 @@ class Log:
             self.bar.start_t, self.bar.last_print_t = self.bar.start_t + pause, self.bar.last_print_t + pause
 
     def find_evaluation(self) -> None:
-        """Find the last evaluation that was logged. If it is made again, it must not be logged twice."""
-        events = EventAccumulator(str(self.writer.log_dir), size_guidance={"scalars": 0}).Reload()
-        if "eval/episodic_return" in events.Tags()["scalars"]:
-            self.evaluation_before = events.Scalars("eval/episodic_return")[-1].step
+        """Find out whether the evaluation of this step was logged: it is made again, and must not be logged twice. TensorBoard
+        ignores what was logged of later steps."""
+        events, tag = EventAccumulator(str(self.writer.log_dir), size_guidance={"scalars": 0}).Reload(), "eval/episodic_return"
+        if tag in events.Tags()["scalars"] and any(event.step == self.row_step for event in events.Scalars(tag)):
+            self.evaluation_before = self.row_step
 
     def hyperparameters(self) -> None:
         """Log the arguments: as a table, and for TensorBoard's page HParams, where `result` gives them their metrics."""
@@ -202,8 +203,9 @@ class EventWriter(SummaryWriter):
             if not was_open:  # the disk is still full
                 self.again = time.perf_counter() + WARNING_INTERVAL
                 for path in Path(self.log_dir).glob("events.out.tfevents.*"):
-                    if path.stat().st_size == 0:
-                        path.unlink()
+                    with contextlib.suppress(OSError):
+                        if path.stat().st_size == 0:
+                            path.unlink()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -64,7 +64,7 @@ def git(folder: Path, *words: str) -> str | None:
     """The output of git for a folder; None where there is no git, or no repository."""
     try:
         command = ["git", "--no-optional-locks", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

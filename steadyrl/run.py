@@ -172,16 +172,27 @@ class Run:
         return self.args.eval_frequency > 0 and (self.due(self.args.eval_frequency) or not self.unfinished)
 
     def make_envs(self) -> TrainingEnvs:
-        """The training environments, at their first observations. Afterwards networks are initialised from the run's seed."""
+        """The training environments, at their first observations. Afterwards networks are initialised from the run's seed.
+
+        Raises:
+            UsageError: if a new run cannot have them; its folder is removed.
+        """
         # For environments that draw from the global generators; training itself does not. A resume draws other numbers.
         seed_generators(self.args.seed)
-        envs = make_envs(self.args, str(self.videos), self.found.replay, self.signals, self.global_step)
-        with contextlib.ExitStack() as stack:
-            stack.callback(envs.close)
-            if self.global_step:
-                seed_generators(self.args.seed + self.global_step)
-            envs.reset(seed=self.args.seed)
-            stack.pop_all()
+        try:
+            envs = make_envs(self.args, str(self.videos), self.found.replay, self.signals, self.global_step)
+            with contextlib.ExitStack() as stack:
+                stack.callback(envs.close)
+                if self.global_step:
+                    seed_generators(self.args.seed + self.global_step)
+                envs.reset(seed=self.args.seed)
+                stack.pop_all()
+        except EnvError as error:
+            if self.args.resume or self.signals.stop:
+                raise
+            self.take_back()
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing was trained
+            raise UsageError(f"--env-id {self.args.env_id} --num-envs {self.args.num_envs}: {error}") from error
         self.take_back()
         envs.hold, envs.before_close = self.hold, self.save_after_error
         torch.manual_seed(self.args.seed)  # whatever the environments drew
@@ -218,6 +229,7 @@ class Run:
     def save_after_error(self) -> None:
         """If an environment failed, save the rest of the run, before anything is closed: closing may fail or hang as well."""
         if isinstance(sys.exception(), EnvError) and self.parts and not self.signals.leaving:
+            self.take_back()
             for part, state in self.before_acting:
                 part.load_state_dict(state)
             saved = self.write_or_warn(self.folder / "checkpoints", self.write_checkpoint)
@@ -267,8 +279,8 @@ class Run:
             say(f"results may differ: {changed}")
         self.write_settings()
         self.write_evaluations()
-        if "best_model" in self.checkpoint["run"]:
-            self.put_best_model_back()
+        if "best_model" in self.checkpoint["run"] and not self.write_or_warn(self.folder, self.put_best_model_back):
+            raise TrainingError(f"{shown(self.folder)}: a model could not be moved there ({self.write_or_warn.reason})")
         self.checkpoint = None  # lets go of the file
 
     def start_from(self, run_dir: str) -> None:
@@ -390,11 +402,12 @@ class Run:
 
     def evaluate_and_save(self, agent: Agent, save_due: bool) -> None:
         """Evaluate if that is due, then save if that is due or if it ends the training, then stop if a signal asked for it."""
+        self.take_back()  # messages name paths as they are from the user's folder
         self.check_folder()
         if self.args.save_model and (self.evaluation_due or not self.unfinished):
             self.write_or_warn(self.folder / "model.pt", save_model, agent, self.folder / "model.pt")
-        if self.evaluation_due:
-            if save_due and not self.signals.stop:  # whatever happens in the evaluation, which a stop does not begin
+        if self.evaluation_due and not self.signals.stop:
+            if save_due:  # whatever happens in the evaluation
                 self.save()
             in_worker = self.found.disturbed and self.args.vectorization == "sync"
             with contextlib.suppress(Stopped):  # the evaluation stays due, and is made first after a resume

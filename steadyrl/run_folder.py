@@ -161,9 +161,11 @@ def lock_folder(folder: Path, new: bool) -> Iterator[Callable[[], None]]:
         lock.release()  # the file alone was removed, by somebody who cleaned up
         try:
             lock.acquire(timeout=0.5)
+            locked = os.stat(folder / ".lock")
         except filelock.Timeout:
             raise TrainingError(f"{shown(folder)}: its .lock was removed, and another process trains this run now") from None
-        locked = os.stat(folder / ".lock")
+        except OSError:  # a full disk: it is tried again at the next check
+            pass
 
     try:
         yield check
@@ -175,7 +177,8 @@ def remove_unfinished(folder: Path) -> None:
     """Remove unfinished files. A training that was killed while it wrote a file leaves one in its folder."""
     for path in ours(folder, UNFINISHED) + ours(folder / "checkpoints", UNFINISHED):
         if TRAINING.fullmatch(path.name[: -len(".0123456789abcdef.tmp")]):
-            path.unlink()
+            with contextlib.suppress(OSError):  # whatever writes here next says more
+                path.unlink()
 
 
 def start_again(folder: Path) -> None:

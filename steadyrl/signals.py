@@ -15,6 +15,7 @@ from typing import Any
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 # Sent by a scheduler as a warning, or by a user. Without a handler, either would end the process.
 SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+KEPT_SIGNALS = *STOP_SIGNALS, *SAVE_SIGNALS, signal.SIGPIPE  # whose handlers are not an environment's; the last: output failed
 PATIENCE = 10.0  # seconds for closing an environment after a signal to stop
 
 
@@ -36,28 +37,31 @@ class Signals:
         self.timer = threading.Timer(PATIENCE, lambda: None)  # not started
         self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # before an environment is made; a sweep has one on purpose
         self.open: set[int] = set()
+        self.handlers: dict[int, Any] = {}
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        self.handler = self.receive
         at_fork(self.restore)  # an environment may want to end by a signal what it forked
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
             numbers = [number for number in STOP_SIGNALS + SAVE_SIGNALS if not is_ignored_hangup(number)]
-            self.previous = {number: signal.signal(number, self.handler) for number in numbers}
+            self.handlers = dict.fromkeys(numbers, self.receive)
+            if pipe := signal.getsignal(signal.SIGPIPE):  # Python ignores it: a write without a reader raises an error instead
+                self.handlers[signal.SIGPIPE] = pipe
+            self.previous = {number: signal.signal(number, handler) for number, handler in self.handlers.items()}
             self.open = set(numbers) - self.blocked
         return self
 
     def take(self) -> None:
         """Take the signals again, whatever an environment installed or blocked, also from C."""
-        for number in self.previous:
-            signal.signal(number, self.handler)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
 
     def hold(self) -> None:
         """Take them again if Python has another handler, or if they are blocked. It is quick: every step calls it."""
-        for number in self.previous:
-            if _signal.getsignal(number) is not self.handler:
-                signal.signal(number, self.handler)
+        for number, handler in self.handlers.items():
+            if _signal.getsignal(number) != handler:
+                signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.open)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -88,12 +92,27 @@ class Signals:
     def __exit__(self, *error: object) -> None:
         self.stay()
         self.restore()
-        self.previous = {}
+        self.handlers = self.previous = {}
 
     def restore(self) -> None:
         """Install the handlers that were there before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+
+def handlers_now() -> Callable[[], None]:
+    """A function that restores these handlers, and which signals are blocked, as they are now."""
+    handlers = {number: signal.getsignal(number) for number in KEPT_SIGNALS}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def restore() -> None:
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers in no other thread
+            for number, handler in handlers.items():
+                if handler is not None:  # which is one of C
+                    signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    return restore
 
 
 def end(status: int) -> None:

@@ -107,8 +107,11 @@ def to_float32(values: Any) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "biufO":
         raise Misfit("observation", f"is {array}, must be numbers")
-    with np.errstate(all="ignore"):  # the environment may have asked for errors
-        return array.astype(np.float32, copy=False)
+    try:
+        with np.errstate(all="ignore"):  # the environment may have asked for errors
+            return array.astype(np.float32, copy=False)
+    except (TypeError, ValueError, OverflowError):  # objects
+        raise Misfit("observation", f"is {brief(array)}, must be numbers") from None
 
 
 class Misfit(ValueError):
@@ -142,7 +145,10 @@ def reward_of(value: Any, finite: bool) -> float:
         array = np.asarray(value)
         if array.size != 1 or array.dtype.kind not in "biufO":
             raise Misfit("reward", f"is {value!r} of the shape {array.shape}, must be a single number")
-        value = float(array.item())
+        try:
+            value = float(array.item())
+        except (TypeError, ValueError, OverflowError):  # an object: None, or 10**400
+            raise Misfit("reward", f"is {brief(value)}, must be a single number") from None
     if finite and not abs(value) <= LARGEST:
         raise Misfit("reward", f"is not finite: {value}")
     return value
@@ -155,7 +161,7 @@ def success_of(info: Any) -> dict[str, float]:
             return {}
         value = info["is_success"]
         success = float(value.item() if isinstance(value, torch.Tensor) else np.asarray(value).item())
-    except (TypeError, KeyError, IndexError, ValueError, RuntimeError):
+    except Exception:  # of an info of any type
         return {}
     return {"is_success": success} if math.isfinite(success) else {}
 

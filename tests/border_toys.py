@@ -111,7 +111,7 @@ class SharesItsWorld(Tame):
 
 
 class Misfit(Tame):
-    """From its step `late` on, a value does not fit. what: shape, last shape, reward, flag."""
+    """From its step `late` on, a value does not fit. what: shape, last shape, reward, nothing, flag."""
 
     def __init__(self, what="shape", late=270, **kwargs):
         super().__init__(**kwargs)
@@ -124,6 +124,8 @@ class Misfit(Tame):
                 obs = obs[:1]
             if self.what == "reward":
                 reward = np.array([1.0, 2.0])
+            if self.what == "nothing":
+                reward = None
             if self.what == "flag":
                 terminated = np.array([False, True])
         return obs, reward, terminated, truncated, info
@@ -701,6 +703,42 @@ class Blocks(Tame):
     def step(self, action):
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         return super().step(action)
+
+
+class KeepsSignals(Tame):
+    """Has the output end the process if nobody reads it, ignores SIGHUP, and blocks SIGTERM. where: init, step."""
+
+    def __init__(self, where="init", **kwargs):
+        super().__init__(**kwargs)
+        self.where = where
+        self.take("init")
+
+    def take(self, where):
+        if where == self.where:
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def step(self, action):
+        self.take("step")
+        return super().step(action)
+
+
+class Few(Tame):
+    """There can be two at a time."""
+
+    open = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if Few.open == 2:
+            raise ValueError("no more licences")
+        Few.open += 1
+        self.mine = 1
+
+    def close(self):
+        Few.open -= self.mine
+        self.mine = 0
 
 
 class SharesItsGenerator(Tame):

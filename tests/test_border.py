@@ -98,7 +98,8 @@ def test_an_environment_that_writes_into_its_actions(run):
     args = border_args("WritesIntoActions", learning_starts=100, total_timesteps=200)
     border_toys.RECEIVED.clear()
     rb = run(args).rb
-    sent = np.array(border_toys.RECEIVED[:200])
+    after = args.final_episodes * 7  # of the final evaluation; some others were sent before training
+    sent = np.array(border_toys.RECEIVED[-200 - after : -after])
     np.testing.assert_array_equal(rb.actions[:200, 0], sent)
     assert (sent != 0).all()
 
@@ -134,6 +135,19 @@ def test_several_that_share_a_world_in_one_process_are_refused(run, tmp_path):
     assert_true_transitions(rb)
 
 
+@pytest.mark.parametrize("replay", ["plain", "rebuild", "cut"])
+def test_a_shared_world_is_noticed_however_episodes_come_back(run, tmp_path, replay):
+    words = ["--num-envs", "3", "--episode-replay", replay]
+    refused(script("SharesItsWorld", *words, cwd=tmp_path), "--num-envs 3", "--vectorization async")
+    assert_true_transitions(run(border_args("SharesItsWorld", eval_frequency=50, episode_replay=replay)).rb)
+
+
+def test_no_more_instances_than_there_can_be(tmp_path):
+    refused(script("Few", "--num-envs", "3", cwd=tmp_path), "--num-envs 3", "no more licences")
+    assert not list((tmp_path / "runs").iterdir())
+    assert script("Few", "--num-envs", "2", cwd=tmp_path).returncode == 0
+
+
 def test_two_that_leave_each_other_alone_are_not_suspected():
     for name in ("Tame", "Seeds", "ReusesItsArray"):
         args = border_args(name)
@@ -141,14 +155,14 @@ def test_two_that_leave_each_other_alone_are_not_suspected():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["shape", "last shape", "reward", "flag"])
+@pytest.mark.parametrize("what", ["shape", "last shape", "reward", "nothing", "flag"])
 @pytest.mark.parametrize("words", ["", "--num-envs 2", "--num-envs 2 --vectorization async"])
 def test_a_late_value_that_does_not_fit(tmp_path, what, words):
     """One line names the step, the field, what it was and what it must be. A checkpoint of the step before is saved."""
     done = script("Misfit", *words.split(), "--total-timesteps", "700", cwd=tmp_path, what=what)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    field = {"reward": "reward", "flag": "terminated"}.get(what, "observation")
+    field = {"reward": "reward", "nothing": "reward", "flag": "terminated"}.get(what, "observation")
     assert "environment " in line and "step 27" in line and field in line and "must be" in line
     step = load_checkpoint(only_run(tmp_path) / "checkpoints")["run"]["global_step"]
     number = int(line.partition("step ")[2].partition(":")[0]) - 1
@@ -444,8 +458,8 @@ def test_values_that_come_in():
     for bad in (np.zeros(2), None, "yes"):
         with pytest.raises((ValueError, TypeError)):
             spaces.flag_of("terminated", bad)
-    for bad in (np.zeros(2), "much", None, 1j, [[1.0], [2.0]], np.nan, 1e39):
-        with pytest.raises((ValueError, TypeError)):
+    for bad in (np.zeros(2), "much", None, 1j, [[1.0], [2.0]], np.nan, 1e39, 10**400):
+        with pytest.raises(spaces.Misfit, match="reward"):
             spaces.reward_of(bad, True)
 
 
@@ -571,7 +585,7 @@ def test_instances_with_other_spaces(run, monkeypatch):
             self.action_space = border_toys.gym.spaces.Box(-1, len(made), (2,), np.float32)
 
     border_toys.gym.register("Different-v0", Different)
-    with pytest.raises(errors.EnvError):
+    with pytest.raises(errors.UsageError, match="--num-envs 3"):
         run(quick_args(env_id="Different-v0", num_envs=3))
 
 
@@ -993,6 +1007,7 @@ def test_discrete_actions_have_the_dtype_of_their_space(run):
         ({"is_success": None}, None),
         ({"is_success": float("nan")}, None),
         ({"is_success": "yes"}, None),
+        ({"is_success": 10**400}, None),
         ({"is_success": True}, 1.0),
         ({"is_success": [np.bool_(False)]}, 0.0),
         ({"is_success": torch.tensor([1.0], requires_grad=True)}, 1.0),
@@ -1050,8 +1065,59 @@ def test_a_child_of_an_environment_is_not_the_run(tmp_path, where, exits, vector
 
 
 def test_an_environment_that_empties_the_command_line(tmp_path):
-    done = script("Emptied", cwd=tmp_path)
-    assert done.returncode == 0 and "to go on: python ddpg_continuous_action.py --resume" in done.stdout
+    """With --init-from, its constructor runs before there is a run."""
+    assert script("Tame", cwd=tmp_path).returncode == 0
+    for words in ([], ["--init-from", str(only_run(tmp_path))]):
+        done = script("Emptied", *words, cwd=tmp_path)
+        assert done.returncode == 0 and "to go on: python ddpg_continuous_action.py --resume" in done.stdout
+
+
+@pytest.mark.parametrize("where", ["init", "step"])
+def test_an_environment_that_keeps_signals(run, where):
+    """Neither in training nor after it. Before a run, what it does must not be taken for what the user wants."""
+
+    class Looks(ddpg.DDPG):
+        def update(self, batch, update_policy):
+            seen.append((signal.getsignal(signal.SIGPIPE), signal.getsignal(signal.SIGHUP).__name__, blocked()))
+            return super().update(batch, update_policy)
+
+    def blocked() -> bool:
+        return signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    seen: list[tuple] = []
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    checks.check(border_args("KeepsSignals", env_kwargs={"where": where}))
+    assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGPIPE)) == (signal.SIG_DFL, signal.SIG_IGN)
+    assert not blocked()
+    run(border_args("KeepsSignals", env_kwargs={"where": where}), Looks)
+    assert set(seen) == {(signal.SIG_IGN, "receive", False)}
+    assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGPIPE)) == (signal.SIG_DFL, signal.SIG_IGN)
+
+
+def test_signals_before_a_run_that_starts_from_another_one(tmp_path):
+    assert script("Tame", cwd=tmp_path).returncode == 0
+    words = [*SHORT.split(), "--env-id", "border_toys:KeepsSignals-v0", "--init-from", str(only_run(tmp_path))]
+    done = run_killed(tmp_path, "step", 260, *words, signals="TERM")
+    assert done.returncode == 143 and "stopped at step 260" in done.stdout
+
+
+def test_the_command_to_go_on_is_one_for_the_users_folder(tmp_path):
+    words = [*SHORT.split(), "--env-id", "border_toys:GoesElsewhere-v0", "--env-kwargs", '{"where": "step"}']
+    done = run_killed(tmp_path, "step", 260, *words, signals="TERM")
+    assert f"to go on: python killed.py --resume runs/{only_run(tmp_path).name}" in done.stdout.replace(f"{ROOT}/tests/", "")
+
+
+def test_after_a_stop_no_evaluation_begins(run, monkeypatch):
+    """Its environment may take long to be made. A resume makes the evaluation first."""
+
+    class Stops(ddpg.DDPG):
+        def update(self, batch, update_policy):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().update(batch, update_policy)
+
+    monkeypatch.setattr("steadyrl.run.evaluate", lambda *_, **__: crash())
+    with pytest.raises(errors.Stopped):
+        run(quick_args(eval_frequency=251), Stops)
 
 
 def test_a_long_episode_is_replayed_in_the_time_of_its_steps(run):
@@ -1079,7 +1145,7 @@ def test_dtypes_of_actions(dtype, high):
     assert np.isfinite(noise.half_range).all() and spaces.flatten_actions(Env()).action_space.dtype in (np.float64, np.float16)
 
 
-@pytest.mark.parametrize("value", [[1, 2j], ["1", "b"]])
+@pytest.mark.parametrize("value", [[1, 2j], ["1", "b"], [10**400, 1]])
 def test_observations_that_are_no_numbers(value):
     with pytest.raises(spaces.Misfit, match="must be numbers"):
         spaces.to_float32(value)

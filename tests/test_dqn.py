@@ -199,6 +199,12 @@ def test_what_is_no_table_of_actions_is_refused(changes, words):
         checks.check(quick_args(dqn, **changes))
 
 
+def test_more_actions_than_a_network_can_have_are_refused():
+    box = gym.spaces.Box(-1, 1, (2,), np.float32)
+    with pytest.raises(errors.UsageError, match="1,000,000 at most"):
+        quick_args(dqn).check_spaces(box, gym.spaces.Discrete(2**40))
+
+
 def test_a_box_is_cut_into_bins():
     env = environments.make_env(quick_args(dqn, env_id="InvertedPendulum-v5", bins=2))
     assert env.action_space == gym.spaces.Discrete(2)

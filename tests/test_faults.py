@@ -459,6 +459,17 @@ def test_a_damaged_newer_checkpoint_does_not_cost_the_one_just_written(saved):
     assert steps_of(folder) == [400, 500]
 
 
+def test_a_damaged_checkpoint_does_not_count(saved):
+    """Two undamaged ones remain, also where a damaged one lies between them."""
+    folder, save = saved
+    save(400)
+    file_of(folder, 400).write_bytes(b"")
+    save(500)
+    assert steps_of(folder) == [300, 400, 500]
+    save(600)
+    assert steps_of(folder) == [500, 600]
+
+
 @pytest.mark.parametrize("owner", ["torch.save", "os.fsync", "checkpoints.sha256", "checkpoints.sync_folder", "Path.rename"])
 def test_any_write_that_fails_leaves_the_old_or_the_whole_new_checkpoint(saved, monkeypatch, owner):
     """Each write, flush to the disk and rename of a save fails once; the loader never gets anything in between."""

@@ -5,10 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
-from helpers import ROOT, ddpg, dqn, idle, quick_args
+from helpers import ROOT, ddpg, dqn, idle, quick_args, scalars
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams import metadata
@@ -16,7 +17,7 @@ from test_arguments import main_in_this_process, refused
 from test_compare import STEPS, write_run
 from test_resume import only_run
 
-from steadyrl import compare, evaluation, run_folder, spaces
+from steadyrl import compare, evaluation, files, logs, record, run_folder, spaces
 from steadyrl.files import write_csv
 
 TOY = "--env-id toys:Pendulum-like-v0 --total-timesteps 300 --learning-starts 250 --batch-size 16 --buffer-size 1000 --no-cuda"
@@ -142,6 +143,25 @@ def test_a_hub_folder_is_made_without_a_network(run, tmp_path):
     refused(hub(str(run_dir)), "token")
     (run_dir / "evaluation.json").unlink()
     refused(hub(str(run_dir), "--to", "other"), "final evaluation")
+
+
+def test_each_evaluation_is_logged_once_after_two_interruptions(tmp_path):
+    """One was interrupted and made after a resume. Later ones were logged, given up after a kill, and are made again."""
+    row = dict.fromkeys(("mean", "std", "length", "q_bias"), 1.0)
+    for start, steps in ((0, []), (50, [50, 100, 150, 200]), (50, [50, 100, 150, 200, 250])):
+        with closing(logs.Log(quick_args(), tmp_path, start, files.WriteOrWarn())) as log:
+            if start:
+                log.find_evaluation()
+            for step in steps:
+                log.evaluation(row | {"global_step": step}, 1)
+    assert [step for step, _ in scalars(tmp_path)["eval/episodic_return"]] == [50, 100, 150, 200, 250]
+
+
+def test_what_git_prints_need_not_be_text(tmp_path):
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "config", "core.quotepath", "false"], check=True)
+    (tmp_path / os.fsdecode(b"\xff")).touch()
+    assert "??" in (record.git(tmp_path, "status", "--porcelain") or "")
 
 
 def test_the_newest_of_two_runs_with_a_seed(tmp_path, monkeypatch):
