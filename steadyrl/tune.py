@@ -224,8 +224,8 @@ def tune(options: Options) -> int:
         steps = {"total_timesteps": options.trials * len(tuner.seeds) * tuner.args["total_timesteps"]}
         jobs = tuner.jobs(tuner.name, {}, seeds=tuple(range(workers)))
         engine = "slurm" if sweep.uses_slurm(options) else "local"  # on a node there may be no sbatch
-        flags = [*sys.argv[1:], "--engine", engine, "--worker"]
-        jobs = [Worker(job.script, flags, job.args | steps) for job in jobs]
+        words = [*sys.argv[1:], "--engine", engine, "--worker"]
+        jobs = [Worker(job.script, words, job.args | steps) for job in jobs]
         os.environ.setdefault("OMP_NUM_THREADS", str(options.cpus))
         status = sweep.sweep(jobs, replace(options, workers=workers, cpus=options.cpus * len(tuner.seeds)))
     if rows := tuner.table():
