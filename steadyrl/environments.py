@@ -66,13 +66,17 @@ def make_env(
 
 
 @contextlib.contextmanager
-def coming_back() -> Iterator[None]:
-    """Around code of an environment: signals are afterwards as before, and so is the working directory if it still exists."""
+def coming_back() -> Iterator[Callable[[], None]]:
+    """Around code of an environment: signals are afterwards as before, and so is the working directory if it still exists.
+
+    Yields:
+        a function that restores the signals at once.
+    """
     folder, restore = None, handlers_now()
     with contextlib.suppress(OSError):
         folder = os.getcwd()
     try:
-        yield
+        yield restore
     finally:
         restore()
         if folder is not None:

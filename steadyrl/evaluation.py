@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -83,20 +84,25 @@ def evaluate(
     spaces = agent.observation_space, agent.action_space
     # The environment may change the working directory, to which relative paths refer.
     with (
-        coming_back(),
+        coming_back() as restore_signals,
         defaults,
         closing(WorkerEnv(build, spaces, args.worker_timeout, signals) if in_worker else build()) as env,
     ):
         found = env.observation_space, env.action_space
         if found[0].shape != spaces[0].shape or found[1] != spaces[1]:  # the bounds of observations do not matter
             raise EnvError(f"an instance made for an evaluation has other spaces, {found}, than training's, {spaces}")
-        return play_episodes(env, agent, args, episodes, seed, signals, defaults)
+
+        def hold() -> None:
+            defaults.hold()
+            (signals.hold if signals is not None else restore_signals)()
+
+        return play_episodes(env, agent, args, episodes, seed, signals, hold)
 
 
 def play_episodes(
-    env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed: int, signals: Signals | None, defaults: Defaults
+    env: gym.Env, agent: Agent, args: RunArgs, episodes: int, seed: int, signals: Signals | None, hold: Callable[[], None]
 ) -> Evaluation:
-    """The episodes of `evaluate`. The environment may change the settings of the process, so they are restored."""
+    """The episodes of `evaluate`. The environment may change the settings of the process: `hold` restores them."""
     returns, lengths, q_errors, successes = [], [], [], []
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed + episode)
@@ -105,11 +111,9 @@ def play_episodes(
         visited, terminated, truncated = [obs], False, False
         rewards: list[float] = []
         while not (terminated or truncated):
-            defaults.hold()
-            if signals is not None:
-                signals.hold()
-                if signals.stop:
-                    raise Stopped(signals.stop)
+            hold()
+            if signals is not None and signals.stop:
+                raise Stopped(signals.stop)
             if len(rewards) == EPISODE_LIMIT:
                 say(f"evaluation: episode {episode} is cut off after {EPISODE_LIMIT:,} steps")
                 break
@@ -119,7 +123,7 @@ def play_episodes(
             if not (math.isfinite(reward) and np.isfinite(obs).all()):
                 what = f"episode {episode} is not finite: step {len(rewards)} has the reward {reward} and the observation {obs}"
                 raise EnvError(f"evaluation: {what}")
-        defaults.hold()
+        hold()
         observations = np.stack(visited)
         values = agent.value(observations) / args.reward_scale  # in units of the rewards themselves
         expected = agent.state_value(observations) / args.reward_scale

@@ -1094,6 +1094,13 @@ def test_an_environment_that_keeps_signals(run, where):
     assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGPIPE)) == (signal.SIG_DFL, signal.SIG_IGN)
 
 
+def test_ctrl_c_ends_an_evaluation_whatever_the_environment_set(tmp_path):
+    words = [*SHORT.split(), "--env-id", "border_toys:TakesOver-v0", "--env-kwargs", '{"where": "step"}']
+    assert main_in_this_process(*words, cwd=tmp_path).returncode == 0
+    done = run_killed(tmp_path, "episode", 1, "--evaluate", str(only_run(tmp_path)), signals="INT")
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+
+
 def test_signals_before_a_run_that_starts_from_another_one(tmp_path):
     assert script("Tame", cwd=tmp_path).returncode == 0
     words = [*SHORT.split(), "--env-id", "border_toys:KeepsSignals-v0", "--init-from", str(only_run(tmp_path))]
