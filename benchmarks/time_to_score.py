@@ -18,6 +18,7 @@ import csv
 import datetime
 import importlib
 import json
+import math
 import os
 import shlex
 import statistics
@@ -230,11 +231,11 @@ def table() -> str:
                     "; ".join(row[what] if ok else f"over {row[what]}" for row, ok in zip(runs, passed, strict=True))
                     for what in ("steps", "seconds")
                 ]
-                median = statistics.median(
-                    float(row["seconds"]) if ok else float("inf") for row, ok in zip(runs, passed, strict=True)
-                )
+                seconds = [float(row["seconds"]) for row in runs]
+                median = statistics.median(one if ok else math.inf for one, ok in zip(seconds, passed, strict=True))
+                middle = f"{median:.0f}" if median < math.inf else f"over {statistics.median(seconds):.0f}"
                 seeds, threads = ", ".join(row["seed"] for row in runs), runs[0]["threads"]
-                line = f"| {task.env_id} | {task.score:g} | {side} | {threads} | {seeds} | {' | '.join(cells)} | {median:.0f} |"
+                line = f"| {task.env_id} | {task.score:g} | {side} | {threads} | {seeds} | {' | '.join(cells)} | {middle} |"
                 lines.append(line)
     return "\n".join(lines) + "\n"
 
