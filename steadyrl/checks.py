@@ -163,7 +163,13 @@ def probe(args: RunArgs, what: str, spaces: Spaces, env_id: str) -> Findings:
         )
     if replay in REPLAYS:
         say(f"{args.env_id}: {REPLAYS[replay]}")
-    company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"))
+    plays = args.episode_replay == "auto"  # otherwise the user knows the environment
+    company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"), plays)
+    if not plays:
+        say(
+            f"{args.env_id}: with --episode-replay {replay} no episode is played before training, so it is not known whether "
+            "instances disturb each other, or whether episodes end"
+        )
     if company.alone and (args.num_envs > 1 or args.eval_frequency > 0):
         raise UsageError(
             f"{what}: there can be only one instance at a time, since a second one failed ({company.alone}): train it with "

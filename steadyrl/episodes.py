@@ -379,19 +379,22 @@ class Company(NamedTuple):
     disturbed: bool  # an episode goes another way if a second instance plays meanwhile in this process
     mixed: bool  # the next episode starts in another way: they draw from one generator
     alone: str  # why there can be no second instance while the first one exists; empty if there can
-    ended: bool  # the episode that was played came to its end
+    ended: bool  # the episode that was played came to its end (true as well if none was played)
 
 
-def find_company(make: Callable[[], ReplayableEnv]) -> Company:
+def find_company(make: Callable[[], ReplayableEnv], plays: bool = True) -> Company:
     """Whether a second instance in this process disturbs the first one: its running episode, or the start of its next one.
 
     An episode is played twice on one instance, and the next one is begun. Then it is played again, while another instance is
     made, plays in turns with the first, and is closed.
+
+    Args:
+        plays: if false, nothing is played. The only test is then whether there can be a second one.
     """
     with closing(make()) as env:
-        actions = random_actions(env, 0)
+        actions = random_actions(env, 0) if plays else []
         expected = play(env, {"seed": 0}, actions)
-        ended, actions = len(expected) <= PROBE_STEPS, actions[: len(expected) - 1]
+        ended, actions = not plays or len(expected) <= PROBE_STEPS, actions[: len(expected) - 1]
         expected += play(env, None, [])
         again = play(env, {"seed": 0}, actions) + play(env, None, [])
         found = [checksum(env.begin({"seed": 0}))]
@@ -419,7 +422,7 @@ def find_company(make: Callable[[], ReplayableEnv]) -> Company:
             return Company(True, False, "", ended)
     if expected[:-1] != again[:-1]:  # nothing can be told of an environment that is not the same without company
         return Company(False, False, "", ended)
-    mixed = expected[-1] == again[-1] != found[-1]
+    mixed = plays and expected[-1] == again[-1] != found[-1]
     return Company(expected[:-1] != found[:-1], mixed, "", ended)
 
 

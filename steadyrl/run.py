@@ -191,6 +191,7 @@ class Run:
             if self.args.resume or self.signals.stop:
                 raise
             self.take_back()
+            self.log.close()  # it has a thread that writes
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing was trained
             raise UsageError(f"--env-id {self.args.env_id} --num-envs {self.args.num_envs}: {error}") from error
         self.take_back()

@@ -136,10 +136,11 @@ def test_several_that_share_a_world_in_one_process_are_refused(run, tmp_path):
 
 
 @pytest.mark.parametrize("replay", ["plain", "rebuild", "cut"])
-def test_a_shared_world_is_noticed_however_episodes_come_back(run, tmp_path, replay):
-    words = ["--num-envs", "3", "--episode-replay", replay]
-    refused(script("SharesItsWorld", *words, cwd=tmp_path), "--num-envs 3", "--vectorization async")
-    assert_true_transitions(run(border_args("SharesItsWorld", eval_frequency=50, episode_replay=replay)).rb)
+def test_what_is_not_tested_before_training_is_said(tmp_path, replay):
+    """Without `auto` nothing is played: the user knows the environment."""
+    done = script("SharesItsWorld", "--episode-replay", replay, cwd=tmp_path)
+    assert done.returncode == 0 and "it is not known whether instances disturb each other" in done.stdout
+    assert "it is not known" not in script("Tame", cwd=tmp_path).stdout
 
 
 def test_no_more_instances_than_there_can_be(tmp_path):
