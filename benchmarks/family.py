@@ -2,9 +2,8 @@
 
     python benchmarks/family.py     # writes its table in docs/results.md, and benchmarks/results/family.png
 
-Both come from the results of `python benchmarks/recipes.py --task inverted_pendulum` and of the
-other recipes for that task: the first evaluation of each seed that reached the goal, and the time from the start of training
-to its end.
+Both come from the results of `python benchmarks/recipes.py --task inverted_pendulum` and of the other recipes
+for that task: the first evaluation of each seed that reached the goal, and the time from the start of training to its end.
 """
 
 import statistics

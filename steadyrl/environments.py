@@ -457,8 +457,8 @@ def make_envs(
     else:
         try:
             with contextlib.ExitStack() as stack:  # if one fails, those before it are closed
-                closed = [lambda make=make: stack.enter_context(contextlib.closing(make())) for make in env_fns]
-                envs = SyncVectorEnv(closed, autoreset_mode=AutoresetMode.SAME_STEP)
+                makers = [lambda make=make: stack.enter_context(contextlib.closing(make())) for make in env_fns]
+                envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
                 stack.pop_all()
         except RuntimeError as error:  # they have different spaces
             raise EnvError(str(error)) from error

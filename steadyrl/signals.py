@@ -15,7 +15,8 @@ from typing import Any
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 # Sent by a scheduler as a warning, or by a user. Without a handler, either would end the process.
 SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-KEPT_SIGNALS = *STOP_SIGNALS, *SAVE_SIGNALS, signal.SIGPIPE  # whose handlers are not an environment's; the last: output failed
+# An environment may not change what these do. The last one could end the process when nobody reads its output.
+KEPT_SIGNALS = *STOP_SIGNALS, *SAVE_SIGNALS, signal.SIGPIPE
 PATIENCE = 10.0  # seconds for closing an environment after a signal to stop
 
 
@@ -45,7 +46,9 @@ class Signals:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
             numbers = [number for number in STOP_SIGNALS + SAVE_SIGNALS if not is_ignored_hangup(number)]
             self.handlers = dict.fromkeys(numbers, self.receive)
-            if pipe := signal.getsignal(signal.SIGPIPE):  # Python ignores it: a write without a reader raises an error instead
+            if (
+                pipe := signal.getsignal(signal.SIGPIPE)
+            ) is not None:  # Python ignores it: a write without a reader raises an error instead
                 self.handlers[signal.SIGPIPE] = pipe
             self.previous = {number: signal.signal(number, handler) for number, handler in self.handlers.items()}
             self.open = set(numbers) - self.blocked

@@ -705,23 +705,14 @@ class Blocks(Tame):
         return super().step(action)
 
 
-class KeepsSignals(Tame):
-    """Has the output end the process if nobody reads it, ignores SIGHUP, and blocks SIGTERM. where: init, step."""
-
-    def __init__(self, where="init", **kwargs):
-        super().__init__(**kwargs)
-        self.where = where
-        self.take("init")
+class KeepsSignals(TakesOver):
+    """Has the output end the process if nobody reads it, ignores SIGHUP, and blocks SIGTERM."""
 
     def take(self, where):
         if where == self.where:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-
-    def step(self, action):
-        self.take("step")
-        return super().step(action)
 
 
 class Few(Tame):
