@@ -46,9 +46,8 @@ class Signals:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other thread
             numbers = [number for number in STOP_SIGNALS + SAVE_SIGNALS if not is_ignored_hangup(number)]
             self.handlers = dict.fromkeys(numbers, self.receive)
-            if (
-                pipe := signal.getsignal(signal.SIGPIPE)
-            ) is not None:  # Python ignores it: a write without a reader raises an error instead
+            pipe = signal.getsignal(signal.SIGPIPE)  # Python ignores it: a write without a reader raises an error instead
+            if pipe is not None:  # which is a handler of C
                 self.handlers[signal.SIGPIPE] = pipe
             self.previous = {number: signal.signal(number, handler) for number, handler in self.handlers.items()}
             self.open = set(numbers) - self.blocked
