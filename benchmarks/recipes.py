@@ -181,6 +181,7 @@ RECIPES = {
     "panda_push": Recipe("panda_gym:PandaPush-v3", PUSH, None, PANDA, "DDPG, hindsight", success=0.9),
     "hopper_sac": Recipe("Hopper-v4", "", None, algorithm="SAC", script=SAC),
     "half_cheetah_sac": Recipe("HalfCheetah-v4", "", None, algorithm="SAC", script=SAC),
+    "walker2d_sac": Recipe("Walker2d-v4", "", None, algorithm="SAC", script=SAC),
     "hopper_td3_cleanrl": Recipe("Hopper-v4", "", None, algorithm="TD3, CleanRL's defaults", script=TD3),
     "half_cheetah_td3_cleanrl": Recipe("HalfCheetah-v4", "", None, algorithm="TD3, CleanRL's defaults", script=TD3),
     "walker2d_td3_cleanrl": Recipe("Walker2d-v4", "", None, algorithm="TD3, CleanRL's defaults", script=TD3),
