@@ -83,7 +83,7 @@ class Defaults:
 
     @staticmethod
     def read() -> tuple[Any, ...]:
-        """The current settings. Reading them takes a microsecond, so every step can do it."""
+        """The current settings. Reading them takes some microseconds, so every step can do it."""
         device = _device.CURRENT_DEVICE  # torch.get_default_device takes three microseconds
         defaults = torch.get_default_dtype(), device, torch.is_grad_enabled()
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
