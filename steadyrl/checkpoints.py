@@ -4,6 +4,7 @@ A checkpoint is `checkpoints/<global_step>.<SHA-256 of the file>.pt`: its name t
 The content is a dict of tensors and plain values. Its "format" is the version number of its layout.
 """
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,7 +54,8 @@ def save_checkpoint(folder: Path, global_step: int, state: dict[str, Any], keep:
     whole = 1  # a damaged one does not count
     for path in (path for path in others if step_of(path) < global_step):  # the newest first
         if whole < keep:
-            whole += is_whole(path)
+            with contextlib.suppress(OSError):  # nor does one that cannot be read
+                whole += is_whole(path)
         else:
             path.unlink(missing_ok=True)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import gc
 import json
 import math
 import sys
@@ -165,7 +166,9 @@ def probe(args: RunArgs, what: str, spaces: Spaces, env_id: str) -> Findings:
         say(f"{args.env_id}: {REPLAYS[replay]}")
     plays = args.episode_replay == "auto"  # otherwise the user knows the environment
     company = find_company(lambda: make_replayable_env(args, rebuild=replay == "rebuild"), plays)
-    if not plays:
+    if plays:
+        gc.collect()  # now and not in an update: a generator that these instances leave may change a setting when it is deleted
+    else:
         say(
             f"{args.env_id}: with --episode-replay {replay} no episode is played before training, so it is not known whether "
             "instances disturb each other, or whether episodes end"

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -129,14 +130,16 @@ def company() -> set[Any]:
     return {other for other in everyone if not other.daemon}
 
 
-def leave_behind(before: set[Any], status: Any) -> None:
-    """End this process even if threads or processes that an environment left do not end.
+def leave_behind(before: set[Any], status: Any, program: bool) -> None:
+    """End this process even if threads, processes or handlers of `atexit` that an environment left do not end.
 
-    Python first ends those that only wait for it, as idle pools do. Then they have some seconds.
+    Python first ends the threads and processes that only wait for it, as idle pools do. Then they have some seconds, and after
+    them the handlers.
 
     Args:
         before: the `company` before the environment was made.
         status: with which this process ends.
+        program: it ends now. Otherwise its handlers may be those of a program that called the script.
     """
     others = company() - before
 
@@ -144,14 +147,19 @@ def leave_behind(before: set[Any], status: Any) -> None:
         threading.main_thread().join()
         for other in others:
             other.join(PATIENCE / len(others))
-        if any(other.is_alive() for other in others):
-            say("the environment left threads or processes that do not end: this process ends without them")
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.flush()
-            end(status if isinstance(status, int) else 1)
+        left = "threads or processes"
+        if not any(other.is_alive() for other in others):
+            if not program:
+                return
+            time.sleep(PATIENCE)  # Python calls the handlers. When they have returned, it ends, and this thread with it
+            left = "handlers of atexit"
+        say(f"the environment left {left} that do not end: this process ends without them")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        end(status if isinstance(status, int) else 1)
 
-    if others:
+    if others or program:
         threading.Thread(target=watch, daemon=True).start()
 
 
@@ -171,13 +179,13 @@ class Script:
 
     def __call__(self) -> None:
         """Train, resume, or evaluate a saved run, as the command line says; expected failures become one line on stderr."""
-        before = company()
+        before, program = company(), getattr(sys.modules["__main__"], "main", None) is self
         try:
             self.run()
         except SystemExit as exit:
-            leave_behind(before, exit.code)
+            leave_behind(before, exit.code, program)
             raise
-        leave_behind(before, 0)
+        leave_behind(before, 0, program)
 
     def run(self) -> None:
         """What a call does, without the end of the process."""

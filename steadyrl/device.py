@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import tempfile
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -66,11 +66,21 @@ def restore_generators(device: torch.device, states: list[torch.Tensor]) -> None
         torch.cuda.set_rng_state(states[1], device)
 
 
+def matmul_precision() -> str | None:
+    """That of float32, None if it was set in PyTorch's newer way: `torch.get_float32_matmul_precision` then raises an error."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
 class Defaults:
     """Settings of the whole process, as they are when this is made. An environment may change them; `hold` restores them.
 
     Used in a `with`, it restores them at the end.
     """
+
+    inference_modes: ClassVar[list[torch.inference_mode]] = []  # kept: PyTorch leaves a mode that is deleted
 
     def __init__(self) -> None:
         self.values = self.read()
@@ -87,23 +97,28 @@ class Defaults:
         device = _device.CURRENT_DEVICE  # torch.get_default_device takes three microseconds
         defaults = torch.get_default_dtype(), device, torch.is_grad_enabled()
         autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        precision = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-        process = sys.stdout, sys.stderr, tuple(sys.argv), sys.getrecursionlimit(), torch.get_num_threads()
-        return *process, *defaults, *autocast, *precision, np.geterr()
+        precision = matmul_precision(), torch.are_deterministic_algorithms_enabled()
+        argv = tuple(sys.argv) if isinstance(sys.argv, list) else sys.argv
+        process = sys.stdout, sys.stderr, argv, sys.getrecursionlimit(), torch.get_num_threads()
+        return *process, torch.is_inference_mode_enabled(), *defaults, *autocast, *precision, np.geterr()
 
     def hold(self) -> None:
         """Restore the settings that have changed."""
         if self.read() != self.values:
-            output, errors, argv, recursion, threads, dtype, device, gradients, *others = self.values
+            output, errors, argv, recursion, threads, inference, dtype, device, gradients, *others = self.values
             cpu, cuda, precision, deterministic, numpy_errors = others
             sys.stdout, sys.stderr, sys.argv = output, errors, list(argv)
             sys.setrecursionlimit(recursion)
+            if torch.is_inference_mode_enabled() != inference:  # before gradients, which it switches too
+                self.inference_modes.append(torch.inference_mode(inference))
+                self.inference_modes[-1].__enter__()
             torch.set_num_threads(threads)
             torch.set_default_dtype(dtype)
             torch.set_default_device(device)
             torch.set_grad_enabled(gradients)
             torch.set_autocast_enabled("cpu", cpu)
             torch.set_autocast_enabled("cuda", cuda)
-            torch.set_float32_matmul_precision(precision)
+            if precision is not None:
+                torch.set_float32_matmul_precision(precision)
             torch.use_deterministic_algorithms(deterministic)
             np.seterr(**numpy_errors)

@@ -33,7 +33,9 @@ TIMERS = signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF
 
 def generator_state(env: gym.Env) -> Mapping[str, Any] | None:
     """The state of an environment's generator; None if it has none, or one of a type that is not known here."""
-    generator: Any = getattr(env.unwrapped, "np_random", None)
+    generator: Any = None
+    with suppress(Exception):  # a property may raise anything
+        generator = env.unwrapped.np_random
     if isinstance(generator, np.random.RandomState):  # dm_control's
         return generator.get_state(legacy=False)
     known = isinstance(generator, np.random.Generator) and hasattr(np.random, type(generator.bit_generator).__name__)

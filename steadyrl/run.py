@@ -192,7 +192,8 @@ class Run:
                 raise
             self.take_back()
             self.log.close()  # it has a thread that writes
-            shutil.rmtree(self.folder, ignore_errors=True)  # nothing was trained
+            for folder in (self.folder, self.videos):  # nothing was trained
+                shutil.rmtree(folder, ignore_errors=True)
             raise UsageError(f"--env-id {self.args.env_id} --num-envs {self.args.num_envs}: {error}") from error
         self.take_back()
         envs.hold, envs.before_close = self.hold, self.save_after_error

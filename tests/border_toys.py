@@ -4,6 +4,7 @@ All play the same task: a counter. Its observation is (start of the episode, ste
 transition is true if the second number of the successor is one more, and the first is the same.
 """
 
+import atexit
 import concurrent.futures
 import ctypes
 import io
@@ -594,7 +595,7 @@ class WantsErrors(Tame):
 
 
 class KeepsAThread(Tame):
-    """Leaves a thread, or a process, that does not end; or a pool, which ends with Python."""
+    """Leaves a thread, a process or a handler of atexit that does not end; or a pool, which ends with Python."""
 
     def __init__(self, what="thread", **kwargs):
         super().__init__(**kwargs)
@@ -604,8 +605,43 @@ class KeepsAThread(Tame):
             kind = "ThreadPoolExecutor" if what == "pool of threads" else "ProcessPoolExecutor"
             self.pool = getattr(concurrent.futures, kind)(1)
             self.pool.submit(time.sleep, 0).result()
+        elif what == "handler":
+            atexit.register(time.sleep, 1000)
         else:
             multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,)).start()
+
+
+class IsAGenerator(Tame):
+    """A game as a generator, which is open when the environment is deleted."""
+
+    def game(self):
+        with torch.autocast("cpu"):
+            while True:
+                yield self  # so they keep each other until Python collects them
+
+    def step(self, action):
+        if self.total == 0:
+            self.running = self.game()
+        next(self.running)
+        return super().step(action)
+
+
+class HidesItsGenerator(Tame):
+    """Has a property that raises what is no AttributeError."""
+
+    def __init__(self, **kwargs):
+        self.rng = np.random.default_rng(0)
+        super().__init__(**kwargs)
+
+    @property  # type: ignore[misc]  # the habit
+    def np_random(self):
+        raise NotImplementedError("use self.rng")
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        self.t, self.start = 0, int(self.rng.integers(1000))
+        return self.look(), {}
 
 
 class OwnsItsGenerator(Tame):
@@ -681,6 +717,13 @@ class Sets(Tame):
             torch.set_autocast_enabled("cpu", True)
         elif self.what == "gradients":
             torch.set_grad_enabled(False)
+        elif self.what == "inference":
+            self.mode = torch.inference_mode()
+            self.mode.__enter__()
+        elif self.what == "precision":
+            torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        elif self.what == "words":
+            sys.argv = None
         elif self.what == "recursion":
             sys.setrecursionlimit(200)
         elif self.what == "clock":

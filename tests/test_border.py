@@ -1,6 +1,7 @@
 """Whatever an environment does, the run stays right: each habit of border_toys.py, and what it must lead to."""
 
 import collections
+import gc
 import importlib
 import json
 import os
@@ -51,7 +52,7 @@ def as_it_was():
         signal.signal(number, handler)
     torch.set_default_dtype(torch.float32), torch.set_grad_enabled(True), np.seterr(all="warn", under="ignore")
     sys.setrecursionlimit(recursion)
-    torch.set_default_device(None), torch.set_autocast_enabled("cpu", False)
+    torch.set_default_device(None), torch.set_autocast_enabled("cpu", False), torch.set_float32_matmul_precision("highest")
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
 
 
@@ -144,8 +145,8 @@ def test_what_is_not_tested_before_training_is_said(tmp_path, replay):
 
 
 def test_no_more_instances_than_there_can_be(tmp_path):
-    refused(script("Few", "--num-envs", "3", cwd=tmp_path), "--num-envs 3", "no more licences")
-    assert not list((tmp_path / "runs").iterdir())
+    refused(script("Few", "--num-envs", "3", "--capture-video", cwd=tmp_path), "--num-envs 3", "no more licences")
+    assert not list((tmp_path / "runs").iterdir()) and not list((tmp_path / "videos").iterdir())
     assert script("Few", "--num-envs", "2", cwd=tmp_path).returncode == 0
 
 
@@ -928,7 +929,7 @@ def test_a_timer_of_the_user_goes_on(timer):
 
 
 @pytest.mark.parametrize("where", ["reset", "step"])
-@pytest.mark.parametrize("what", ["device", "autocast", "gradients", "recursion"])
+@pytest.mark.parametrize("what", ["device", "autocast", "gradients", "inference", "precision", "words", "recursion"])
 def test_settings_that_an_environment_changes(run, what, where):
     """In training and in evaluations: the networks end with the bits of a run in a tame environment."""
     models = []
@@ -937,6 +938,16 @@ def test_settings_that_an_environment_changes(run, what, where):
         models.append(torch.load(run(args).run_dir / "model.pt", weights_only=True))
     first, second = ({f"{name}.{key}": value for name, net in model.items() for key, value in net.items()} for model in models)
     assert first.keys() == second.keys() and all(value.equal(second[key]) for key, value in first.items())
+
+
+def test_what_python_collects_of_the_environments_of_a_check_changes_no_setting():
+    gc.disable()
+    try:
+        checks.check(border_args("IsAGenerator", episode_replay="auto"))
+        gc.collect()
+        assert not torch.is_autocast_enabled("cpu")
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("where", ["constructor", "close"])
@@ -980,7 +991,7 @@ def test_a_generator_that_all_instances_share(capsys):
     assert checks.check(border_args("Tame", episode_replay="auto", num_envs=3)) == ("plain", False)
 
 
-@pytest.mark.parametrize("name", ["HasNoGenerator", "DrawsFromOwnBits"])
+@pytest.mark.parametrize("name", ["HasNoGenerator", "HidesItsGenerator", "DrawsFromOwnBits"])
 def test_a_generator_that_cannot_be_restored(name):
     assert checks.check(border_args(name, episode_replay="auto")).replay == "cut"
 
@@ -1023,13 +1034,13 @@ def test_an_environment_that_makes_errors_of_warnings(tmp_path):
         assert script("WantsErrors", cwd=tmp_path).returncode == 0
 
 
-@pytest.mark.parametrize("what", ["thread", "process", "pool of threads", "pool of processes"])
+@pytest.mark.parametrize("what", ["thread", "process", "handler", "pool of threads", "pool of processes"])
 @pytest.mark.parametrize(("words", "status"), [("", 0), ("--buffer-size 999999999999", 2)])
 def test_what_an_environment_leaves_behind_does_not_keep_the_process(tmp_path, what, words, status):
     """A pool ends with Python, and so does what is to be done at its end."""
     flags = [*f"--env-id border_toys:KeepsAThread-v0 {SHORT} {words}".split(), "--env-kwargs", json.dumps({"what": what})]
-    code = "import atexit, ddpg_continuous_action, steadyrl.command_line as line; atexit.register(print, 'the end'); "
-    code += f"line.PATIENCE = {100 if 'pool' in what else 0.1}; ddpg_continuous_action.main()"
+    code = "import atexit, steadyrl.command_line as line; atexit.register(print, 'the end'); "
+    code += f"line.PATIENCE = {100 if 'pool' in what else 0.1}; from ddpg_continuous_action import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *flags],
         cwd=tmp_path,
@@ -1039,7 +1050,8 @@ def test_what_an_environment_leaves_behind_does_not_keep_the_process(tmp_path, w
         timeout=100,
     )
     assert done.returncode == status and ("the end" in done.stdout or "pool" not in what)
-    assert ("threads or processes that do not end" in done.stdout) == ("pool" not in what)
+    left = "handlers of atexit" if what == "handler" else "threads or processes"
+    assert (f"{left} that do not end" in done.stdout) == ("pool" not in what)
 
 
 def test_a_generator_that_cannot_be_set():
