@@ -15,8 +15,9 @@ from typing import Any
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 # Sent by a scheduler as a warning, or by a user. Without a handler, either would end the process.
 SAVE_SIGNALS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
-# An environment may not change what these do. The last one could end the process when nobody reads its output.
-KEPT_SIGNALS = *STOP_SIGNALS, *SAVE_SIGNALS, signal.SIGPIPE
+# What these do is the same after an environment. SIGPIPE could end the process when nobody reads its output. If SIGCHLD is
+# ignored, nobody learns that a worker has ended.
+KEPT_SIGNALS = *STOP_SIGNALS, *SAVE_SIGNALS, signal.SIGPIPE, signal.SIGCHLD
 PATIENCE = 10.0  # seconds for closing an environment after a signal to stop
 
 

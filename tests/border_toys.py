@@ -749,12 +749,13 @@ class Blocks(Tame):
 
 
 class KeepsSignals(TakesOver):
-    """Has the output end the process if nobody reads it, ignores SIGHUP, and blocks SIGTERM."""
+    """Has the output end the process if nobody reads it, ignores SIGHUP and the end of children, and blocks SIGTERM."""
 
     def take(self, where):
         if where == self.where:
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 

@@ -54,6 +54,7 @@ def as_it_was():
     sys.setrecursionlimit(recursion)
     torch.set_default_device(None), torch.set_autocast_enabled("cpu", False), torch.set_float32_matmul_precision("highest")
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.STOP_SIGNALS)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def border_args(name: str, script=ddpg, **changes):
@@ -1101,7 +1102,7 @@ def test_an_environment_that_keeps_signals(run, where):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     checks.check(border_args("KeepsSignals", env_kwargs={"where": where}))
     assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGPIPE)) == (signal.SIG_DFL, signal.SIG_IGN)
-    assert not blocked()
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL and not blocked()
     run(border_args("KeepsSignals", env_kwargs={"where": where}), Looks)
     assert set(seen) == {(signal.SIG_IGN, "receive", False)}
     assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGPIPE)) == (signal.SIG_DFL, signal.SIG_IGN)
